@@ -48,8 +48,12 @@ var importRules = []importRule{
 	}},
 	{"internal/broker", []string{"internal/message", redis, prometheus}},
 	{"internal/sharedstate", []string{"internal/message", redis, prometheus}},
+	{"internal/ratelimit", nil},
+	{"internal/audit", []string{prometheus}},
+	{"internal/ingress", nil},
+	{"internal/conn", []string{"internal/protocol", "internal/ratelimit"}},
 	{"internal/http", []string{
-		"internal/hub", "internal/auth", "internal/protocol", "internal/message", "web",
+		"internal/conn", "internal/ingress", "internal/audit", "internal/ratelimit", "internal/hub", "internal/auth", "internal/protocol", "internal/message", "web",
 		"github.com/go-chi/chi/v5", websocket, "golang.org/x/time/rate", prometheus,
 	}},
 	{"internal/config", []string{"github.com/kelseyhightower/envconfig"}},

@@ -12,36 +12,42 @@ import (
 	"switchyard/internal/message"
 )
 
-// adminRoutes returns the routes for operators on the host: drain, log level and
+// An adminAPI serves operators on the host.
+type adminAPI struct {
+	server  *Server
+	respond *responder
+}
+
+// routes returns the routes for operators on the host: drain, log level and
 // profiles.
-func (s *Server) adminRoutes() http.Handler {
+func (a *adminAPI) routes(g *guard) http.Handler {
 	r := chi.NewRouter()
-	r.Use(s.withCallerInfo, s.recoverPanics, s.adminOnly)
-	r.NotFound(s.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
-	r.MethodNotAllowed(s.adapt(func(http.ResponseWriter, *http.Request) error { return errMethod }))
-	r.Get("/drain", s.adapt(s.drainState))
-	r.Post("/drain", s.adapt(s.beginDrain))
-	r.Delete("/drain", s.adapt(s.endDrain))
-	r.Get("/log-level", s.adapt(s.logLevel))
-	r.Put("/log-level", s.adapt(s.setLogLevel))
+	r.Use(g.withCallerInfo, a.respond.recoverPanics, g.adminOnly)
+	r.NotFound(a.respond.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
+	r.MethodNotAllowed(a.respond.adapt(func(http.ResponseWriter, *http.Request) error { return errMethod }))
+	r.Get("/drain", a.respond.adapt(a.drainState))
+	r.Post("/drain", a.respond.adapt(a.beginDrain))
+	r.Delete("/drain", a.respond.adapt(a.endDrain))
+	r.Get("/log-level", a.respond.adapt(a.logLevel))
+	r.Put("/log-level", a.respond.adapt(a.setLogLevel))
 	r.HandleFunc("/debug/pprof/*", pprof.Index)
 	r.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	r.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	r.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	r.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	r.Get("/debug/rooms", s.adapt(func(w http.ResponseWriter, _ *http.Request) error {
-		return writeJSON(w, http.StatusOK, s.cfg.Hub.Rooms())
+	r.Get("/debug/rooms", a.respond.adapt(func(w http.ResponseWriter, _ *http.Request) error {
+		return writeJSON(w, http.StatusOK, a.server.cfg.Hub.Rooms())
 	}))
 	return r
 }
 
-func (s *Server) drainState(w http.ResponseWriter, _ *http.Request) error {
-	return writeJSON(w, http.StatusOK, s.DrainState())
+func (a *adminAPI) drainState(w http.ResponseWriter, _ *http.Request) error {
+	return writeJSON(w, http.StatusOK, a.server.DrainState())
 }
 
 // beginDrain starts a drain: POST /drain?scope=deployment&reason=text. It answers
 // at once. The process keeps running, and DELETE cancels the drain.
-func (s *Server) beginDrain(w http.ResponseWriter, r *http.Request) error {
+func (a *adminAPI) beginDrain(w http.ResponseWriter, r *http.Request) error {
 	scope := Scope(r.URL.Query().Get("scope"))
 	if scope == "" {
 		scope = ScopeNode
@@ -49,7 +55,7 @@ func (s *Server) beginDrain(w http.ResponseWriter, r *http.Request) error {
 	if scope != ScopeNode && scope != ScopeDeployment {
 		return &message.InvalidError{Field: "scope", Reason: "must be node or deployment"}
 	}
-	if scope == ScopeDeployment && s.cfg.Deployment == "" {
+	if scope == ScopeDeployment && a.server.cfg.Deployment == "" {
 		return &message.InvalidError{Field: "scope", Reason: "can't be deployment: DEPLOYMENT is not set"}
 	}
 	reason := r.URL.Query().Get("reason")
@@ -59,31 +65,31 @@ func (s *Server) beginDrain(w http.ResponseWriter, r *http.Request) error {
 	if len(reason) > maxReason || !utf8.ValidString(reason) {
 		return &message.InvalidError{Field: "reason", Reason: fmt.Sprintf("must be at most %d bytes of UTF-8", maxReason)}
 	}
-	s.findOrStartDrain(scope, reason)
-	return writeJSON(w, http.StatusAccepted, s.DrainState())
+	a.server.findOrStartDrain(scope, reason)
+	return writeJSON(w, http.StatusAccepted, a.server.DrainState())
 }
 
 // maxReason bounds the reason of a drain, in bytes. Every client gets the reason.
 const maxReason = 64
 
 // endDrain cancels a drain. Without a drain it changes nothing.
-func (s *Server) endDrain(w http.ResponseWriter, _ *http.Request) error {
-	s.Undrain()
-	return writeJSON(w, http.StatusOK, s.DrainState())
+func (a *adminAPI) endDrain(w http.ResponseWriter, _ *http.Request) error {
+	a.server.Undrain()
+	return writeJSON(w, http.StatusOK, a.server.DrainState())
 }
 
-func (s *Server) logLevel(w http.ResponseWriter, _ *http.Request) error {
-	return writeJSON(w, http.StatusOK, map[string]string{"level": s.cfg.LogLevel.Level().String()})
+func (a *adminAPI) logLevel(w http.ResponseWriter, _ *http.Request) error {
+	return writeJSON(w, http.StatusOK, map[string]string{"level": a.server.cfg.LogLevel.Level().String()})
 }
 
 // setLogLevel changes the log level of the running process: PUT
 // /log-level?level=debug.
-func (s *Server) setLogLevel(w http.ResponseWriter, r *http.Request) error {
+func (a *adminAPI) setLogLevel(w http.ResponseWriter, r *http.Request) error {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(r.URL.Query().Get("level"))); err != nil {
 		return &message.InvalidError{Field: "level", Reason: "must be debug, info, warn or error"}
 	}
-	s.cfg.LogLevel.Set(level)
-	s.log.Warn(fmt.Sprintf("log level is now %s", level))
-	return s.logLevel(w, r)
+	a.server.cfg.LogLevel.Set(level)
+	a.server.log.Warn(fmt.Sprintf("log level is now %s", level))
+	return a.logLevel(w, r)
 }

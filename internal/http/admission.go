@@ -3,6 +3,7 @@ package http
 import (
 	"net/netip"
 	"slices"
+	"sync"
 
 	"switchyard/internal/protocol"
 )
@@ -12,12 +13,19 @@ import (
 // page. Connections beyond the bound are refused before the upgrade.
 const maxRejecting = 256
 
-// An admission counts the connections of this node. It is guarded by Server.mu.
+// An admission counts the connections of this node, and admits new ones within its
+// limits. It is safe for concurrent use, and its lock is a leaf.
 type admission struct {
+	// The limits; 0 is none for those of a user and an address.
+	maxConnections, maxRejecting, maxPerUser, maxPerAddress int
+
+	// mu protects the fields below, and the slots.
+	mu        sync.Mutex
 	connected int // all open connections
 	rejecting int // the part of them that is only being rejected
 	networks  map[netip.Prefix]int
 	users     map[string]*userConnections
+	empty     chan struct{} // closed when nobody is connected; nil: nobody waits
 }
 
 // A userConnections is what one user has open on this node. It exists while the
@@ -29,31 +37,34 @@ type userConnections struct {
 
 // An admissionSlot counts one connection from before its upgrade to its end.
 type admissionSlot struct {
-	server *Server
+	admission *admission
 	// closeCode closes the connection right after the upgrade; 0 means that it may
 	// stay. result is its value of the label result. Neither changes after the
 	// upgrade.
 	closeCode protocol.CloseCode
 	result    string
 
-	// Guarded by Server.mu.
+	// Guarded by admission.mu.
 	network netip.Prefix // zero: not counted by address
 	user    string       // "": anonymous, or not known yet
 }
 
-// admit returns a slot for a new connection. Over a limit it returns a slot that is
-// marked for rejection, or nil if the handshake must be refused.
-func (s *Server) admit(c *caller) *admissionSlot {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	phase := s.drain.currentPhase()
-	if s.stopping || phase != "" && phase != phaseDelay {
-		return nil
+func newAdmission(cfg *Config) *admission {
+	return &admission{
+		maxConnections: cfg.MaxConnections, maxRejecting: cfg.maxRejecting, maxPerUser: cfg.MaxPerUser, maxPerAddress: cfg.MaxPerAddress,
+		networks: map[netip.Prefix]int{}, users: map[string]*userConnections{},
 	}
-	slot := &admissionSlot{server: s, result: "ok"}
-	prefix := addressPrefix(c.addr)
-	full := s.admission.connected-s.admission.rejecting >= s.cfg.MaxConnections
-	addressFull := c.countByAddress && s.cfg.MaxPerAddress > 0 && s.admission.networks[prefix] >= s.cfg.MaxPerAddress
+}
+
+// admit returns a slot for a new connection of a network; the zero network is not
+// counted. Over a limit it returns a slot that is marked for rejection, or nil if the
+// handshake must be refused.
+func (a *admission) admit(network netip.Prefix) *admissionSlot {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	slot := &admissionSlot{admission: a, result: "ok"}
+	full := a.connected-a.rejecting >= a.maxConnections
+	addressFull := network.IsValid() && a.maxPerAddress > 0 && a.networks[network] >= a.maxPerAddress
 	if full || addressFull {
 		result := "too_many"
 		if !full {
@@ -62,30 +73,68 @@ func (s *Server) admit(c *caller) *admissionSlot {
 		if !slot.rejectLocked(protocol.CloseTooManyConnections, result) {
 			return nil
 		}
-	} else if c.countByAddress {
-		slot.network = prefix
-		s.admission.networks[prefix]++
+	} else if network.IsValid() {
+		slot.network = network
+		a.networks[network]++
 	}
-	s.admission.connected++
+	a.connected++
 	return slot
+}
+
+// count returns the number of open connections.
+func (a *admission) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.connected
+}
+
+// emptied returns a channel that is closed when there is no connection.
+func (a *admission) emptied() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.empty == nil {
+		a.empty = make(chan struct{})
+	}
+	empty := a.empty
+	a.notifyEmpty()
+	return empty
+}
+
+// notifyEmpty closes the channel of emptied if there is no connection. Caller holds
+// mu.
+func (a *admission) notifyEmpty() {
+	if a.connected == 0 && a.empty != nil {
+		close(a.empty)
+		a.empty = nil
+	}
+}
+
+// socketsOf returns the registered connections of a user.
+func (a *admission) socketsOf(user string) []*socket {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if u := a.users[user]; u != nil {
+		return slices.Clone(u.sockets)
+	}
+	return nil
 }
 
 // assignUser counts the slot for a user. It returns false if the user has too many
 // connections.
 func (slot *admissionSlot) assignUser(user string) (ok bool) {
-	s := slot.server
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	a := slot.admission
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if user == "" {
 		return true
 	}
-	u := s.admission.users[user]
-	if u != nil && s.cfg.MaxPerUser > 0 && u.slots >= s.cfg.MaxPerUser {
+	u := a.users[user]
+	if u != nil && a.maxPerUser > 0 && u.slots >= a.maxPerUser {
 		return false
 	}
 	if u == nil {
 		u = &userConnections{}
-		s.admission.users[user] = u
+		a.users[user] = u
 	}
 	u.slots++
 	slot.user = user
@@ -95,8 +144,8 @@ func (slot *admissionSlot) assignUser(user string) (ok bool) {
 // rejectAfterUpgrade marks the slot for rejection. It returns false if too many
 // connections are being rejected.
 func (slot *admissionSlot) rejectAfterUpgrade(code protocol.CloseCode, result string) bool {
-	slot.server.mu.Lock()
-	defer slot.server.mu.Unlock()
+	slot.admission.mu.Lock()
+	defer slot.admission.mu.Unlock()
 	slot.uncount(nil)
 	return slot.rejectLocked(code, result)
 }
@@ -104,8 +153,8 @@ func (slot *admissionSlot) rejectAfterUpgrade(code protocol.CloseCode, result st
 // rejectLocked marks a slot that counts for no user and no network. Caller holds
 // mu.
 func (slot *admissionSlot) rejectLocked(code protocol.CloseCode, result string) bool {
-	a := &slot.server.admission
-	if slot.closeCode != 0 || a.rejecting >= slot.server.cfg.maxRejecting {
+	a := slot.admission
+	if slot.closeCode != 0 || a.rejecting >= a.maxRejecting {
 		return slot.closeCode != 0
 	}
 	a.rejecting++
@@ -113,32 +162,42 @@ func (slot *admissionSlot) rejectLocked(code protocol.CloseCode, result string) 
 	return true
 }
 
+// rejectOrError marks the slot for rejection after the upgrade, with a close code
+// that a browser shows to its page. If too many connections are being rejected, it
+// returns err, for an answer over HTTP.
+func (slot *admissionSlot) rejectOrError(code protocol.CloseCode, result string, err error) error {
+	if slot.rejectAfterUpgrade(code, result) {
+		return nil
+	}
+	return err
+}
+
 // register lets the socket be found by its user.
 func (slot *admissionSlot) register(sock *socket) {
-	slot.server.mu.Lock()
-	defer slot.server.mu.Unlock()
-	if u := slot.server.admission.users[slot.user]; u != nil {
+	slot.admission.mu.Lock()
+	defer slot.admission.mu.Unlock()
+	if u := slot.admission.users[slot.user]; u != nil {
 		u.sockets = append(u.sockets, sock)
 	}
 }
 
 // release frees the slot. sock is nil if the upgrade failed.
 func (slot *admissionSlot) release(sock *socket) {
-	s := slot.server
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	a := slot.admission
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	slot.uncount(sock)
 	if slot.closeCode != 0 {
-		s.admission.rejecting--
+		a.rejecting--
 	}
-	s.admission.connected--
-	s.notifyEmpty()
+	a.connected--
+	a.notifyEmpty()
 }
 
 // uncount removes the slot from the counts of its network and its user. Caller
 // holds mu.
 func (slot *admissionSlot) uncount(sock *socket) {
-	a := &slot.server.admission
+	a := slot.admission
 	if slot.network.IsValid() {
 		if a.networks[slot.network]--; a.networks[slot.network] == 0 {
 			delete(a.networks, slot.network)

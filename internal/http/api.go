@@ -5,17 +5,17 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/url"
-	"strconv"
-	"strings"
+	"time"
 
 	"github.com/go-chi/chi/v5"
 
+	"switchyard/internal/audit"
 	"switchyard/internal/auth"
+	"switchyard/internal/hub"
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
+	"switchyard/internal/ratelimit"
 )
 
 // An apiKey admits a backend. Only its hash is kept.
@@ -24,18 +24,57 @@ type apiKey struct {
 	hash [sha256.Size]byte
 }
 
-func hashKeys(keys map[string]string) []apiKey {
-	hashed := make([]apiKey, 0, len(keys))
+// apiKeys are all keys of the service.
+type apiKeys []apiKey
+
+func hashKeys(keys map[string]string) apiKeys {
+	hashed := make(apiKeys, 0, len(keys))
 	for name, key := range keys {
 		hashed = append(hashed, apiKey{name, sha256.Sum256([]byte(key))})
 	}
 	return hashed
 }
 
+// An api serves backends: the calls under /v1.
+type api struct {
+	hub         *hub.Hub
+	respond     *responder
+	auth        *authenticator
+	admission   *admission
+	audit       *audit.Log
+	keys        apiKeys
+	keyLimiter  *ratelimit.Keyed // by API key
+	readLimiter *ratelimit.Keyed // by user
+	maxFrame    int
+	now         func() time.Duration
+}
+
+func newAPI(s *Server) *api {
+	return &api{
+		hub: s.cfg.Hub, respond: s.respond, auth: s.auth, admission: s.admission, audit: s.audit,
+		keys:        hashKeys(s.cfg.APIKeys),
+		keyLimiter:  ratelimit.NewKeyed(ratelimit.PerSecond(s.cfg.Rates.API)),
+		readLimiter: ratelimit.NewKeyed(ratelimit.PerSecond(s.cfg.Rates.History)),
+		maxFrame:    s.cfg.MaxFrame, now: s.cfg.now,
+	}
+}
+
+// routes adds the calls to a router.
+func (a *api) routes(r chi.Router) {
+	r.With(a.requireReader).Get("/rooms/{room}/messages", a.respond.adapt(a.history))
+	r = r.With(a.requireKey)
+	r.Post("/messages", a.respond.adapt(a.publishBatch))
+	r.Get("/rooms", a.respond.adapt(a.listRooms))
+	r.Post("/rooms/{room}/messages", a.respond.adapt(a.publish))
+	r.Post("/rooms/{room}/signals", a.respond.adapt(a.signal))
+	r.Get("/rooms/{room}/presence", a.respond.adapt(a.presence))
+	r.Post("/users/{user}/disconnect", a.respond.adapt(a.disconnectUser))
+}
+
 // requireKey admits requests with an API key: Authorization: Bearer <key>.
-func (s *Server) requireKey(next http.Handler) http.Handler {
-	return s.adapt(func(w http.ResponseWriter, r *http.Request) error {
-		if err := s.checkAPIKey(r, bearer(r)); err != nil {
+func (a *api) requireKey(next http.Handler) http.Handler {
+	return a.respond.adapt(func(w http.ResponseWriter, r *http.Request) error {
+		if err := a.checkAPIKey(r, bearer(r)); err != nil {
 			return err
 		}
 		next.ServeHTTP(w, r)
@@ -48,13 +87,13 @@ var errNoAPIKey = &protocol.Error{Code: protocol.CodeUnauthorized, Message: "giv
 
 // checkAPIKey stores the name of the request's key in its caller. It returns an
 // error if there is no valid key, or if the key made too many calls.
-func (s *Server) checkAPIKey(r *http.Request, credential string) error {
-	name, ok := s.keyName(credential)
+func (a *api) checkAPIKey(r *http.Request, credential string) error {
+	name, ok := a.keys.name(credential)
 	if !ok {
 		return errNoAPIKey
 	}
 	callerOf(r).key = name
-	if wait := s.apiKeyLimiter.take(name, s.cfg.now(), 1); wait > 0 {
+	if wait := a.keyLimiter.Take(name, a.now(), 1); wait > 0 {
 		return errAPIKeyRate(name, wait)
 	}
 	return nil
@@ -62,26 +101,26 @@ func (s *Server) checkAPIKey(r *http.Request, credential string) error {
 
 // requireReader admits requests with an API key, or with a token that may read the
 // room.
-func (s *Server) requireReader(next http.Handler) http.Handler {
-	return s.adapt(func(w http.ResponseWriter, r *http.Request) error {
+func (a *api) requireReader(next http.Handler) http.Handler {
+	return a.respond.adapt(func(w http.ResponseWriter, r *http.Request) error {
 		credential := bearer(r)
-		if err := s.checkAPIKey(r, credential); !errors.Is(err, errNoAPIKey) || credential == "" {
+		if err := a.checkAPIKey(r, credential); !errors.Is(err, errNoAPIKey) || credential == "" {
 			if err == nil {
 				next.ServeHTTP(w, r)
 			}
 			return err
 		}
-		identity, err := s.verify(r.Context(), credential)
+		identity, err := a.auth.verify(r.Context(), credential)
 		if e := protocol.ErrorFor(err); err != nil && e.Code == protocol.CodeUnauthorized {
 			return &protocol.Error{Code: e.Code, Message: "give one of API_KEYS, or a token that may read: " + e.Message}
 		} else if err != nil {
 			return err
 		}
 		callerOf(r).user = identity.User
-		if wait := s.readLimiter.take(identity.User, s.cfg.now(), 1); wait > 0 {
+		if wait := a.readLimiter.Take(identity.User, a.now(), 1); wait > 0 {
 			return rateLimited("too many calls a second of this user; see RATE_HISTORY", wait)
 		}
-		if s.banned(identity.User) {
+		if a.auth.banned(identity.User) {
 			return errBanned
 		}
 		room, err := roomOf(r)
@@ -96,62 +135,20 @@ func (s *Server) requireReader(next http.Handler) http.Handler {
 	})
 }
 
-// bearer returns the bearer credential of a request. It returns "" for none, and
-// for several, because it can't know which one a proxy on the way has checked.
-func bearer(r *http.Request) string {
-	lines := r.Header.Values("Authorization")
-	if len(lines) != 1 {
-		return ""
-	}
-	scheme, given, _ := strings.Cut(lines[0], " ")
-	if !strings.EqualFold(scheme, "bearer") {
-		return ""
-	}
-	return strings.TrimSpace(given)
-}
-
-// keyName returns the name of a key. It compares the key with every configured one
+// name returns the name of a key. It compares the key with every configured one
 // in constant time, so that the time reveals nothing.
-func (s *Server) keyName(given string) (string, bool) {
+func (k apiKeys) name(given string) (string, bool) {
 	if given == "" {
 		return "", false
 	}
 	hash := sha256.Sum256([]byte(given))
 	name, found := "", 0
-	for i := range s.apiKeys {
-		if subtle.ConstantTimeCompare(hash[:], s.apiKeys[i].hash[:]) == 1 {
-			name, found = s.apiKeys[i].name, 1
+	for i := range k {
+		if subtle.ConstantTimeCompare(hash[:], k[i].hash[:]) == 1 {
+			name, found = k[i].name, 1
 		}
 	}
 	return name, found == 1
-}
-
-// maxBatchBody bounds the body of a batch, in bytes. Each message in it has the
-// bound of a single one.
-const maxBatchBody = 1 << 20
-
-// readBody reads a request's JSON. It ignores Content-Type, because many callers do
-// not set it: curl -d says that the body is a form.
-func readBody(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error) {
-	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
-		return nil, errEncoding
-	}
-	if r.ContentLength > int64(limit) && r.Header.Get("Expect") != "" {
-		// The client waits for 100 Continue, so it gets the refusal before it sends
-		// the body. Other bodies are read to the bound: an answer to a client that
-		// still writes would be lost with the connection.
-		return nil, &http.MaxBytesError{Limit: int64(limit)}
-	}
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &large):
-		return nil, fmt.Errorf("reading the body: %w", err)
-	case err != nil:
-		// The body was cut, or slower than requestTimeout.
-		return nil, &protocol.Error{Code: protocol.CodeMalformed, Message: "the body did not come whole"}
-	}
-	return b, nil
 }
 
 // publisher returns the sender's name for messages of this request: that of its API
@@ -172,12 +169,12 @@ func receiptOf(p *message.Publication) receipt {
 }
 
 // publish stores one message: POST /v1/rooms/{room}/messages {data, id?}.
-func (s *Server) publish(w http.ResponseWriter, r *http.Request) error {
+func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 	room, err := roomOf(r)
 	if err != nil {
 		return err
 	}
-	b, err := readBody(w, r, s.cfg.MaxFrame)
+	b, err := readBody(w, r, a.maxFrame)
 	if err != nil {
 		return err
 	}
@@ -186,7 +183,7 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	d.Room, d.From = room, publisher(r)
-	p, err := s.cfg.Hub.Publish(r.Context(), d)
+	p, err := a.hub.Publish(r.Context(), d)
 	if err != nil {
 		return fmt.Errorf("publishing: %w", err)
 	}
@@ -200,19 +197,19 @@ func (s *Server) publish(w http.ResponseWriter, r *http.Request) error {
 // publishBatch stores several messages in one transaction, all or none: POST
 // /v1/messages [{room, data, id?}, ...]. The receipts have the order of the
 // messages.
-func (s *Server) publishBatch(w http.ResponseWriter, r *http.Request) error {
+func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 	b, err := readBody(w, r, maxBatchBody)
 	if err != nil {
 		return err
 	}
-	drafts, err := protocol.DecodeBatch(b, s.cfg.MaxFrame)
+	drafts, err := protocol.DecodeBatch(b, a.maxFrame)
 	if err != nil {
 		return err
 	}
 	for i := range drafts {
 		drafts[i].From = publisher(r)
 	}
-	stored, err := s.cfg.Hub.PublishBatch(r.Context(), drafts)
+	stored, err := a.hub.PublishBatch(r.Context(), drafts)
 	if err != nil {
 		return fmt.Errorf("publishing: %w", err)
 	}
@@ -227,12 +224,12 @@ func (s *Server) publishBatch(w http.ResponseWriter, r *http.Request) error {
 }
 
 // signal sends an event that is not stored: POST /v1/rooms/{room}/signals {data}.
-func (s *Server) signal(w http.ResponseWriter, r *http.Request) error {
+func (a *api) signal(w http.ResponseWriter, r *http.Request) error {
 	room, err := roomOf(r)
 	if err != nil {
 		return err
 	}
-	b, err := readBody(w, r, s.cfg.MaxFrame)
+	b, err := readBody(w, r, a.maxFrame)
 	if err != nil {
 		return err
 	}
@@ -240,13 +237,13 @@ func (s *Server) signal(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	s.cfg.Hub.Signal(room, publisher(r), data)
+	a.hub.Signal(room, publisher(r), data)
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
 
 // history reads part of a room: GET /v1/rooms/{room}/messages?after=&before=&limit=.
-func (s *Server) history(w http.ResponseWriter, r *http.Request) error {
+func (a *api) history(w http.ResponseWriter, r *http.Request) error {
 	room, err := roomOf(r)
 	if err != nil {
 		return err
@@ -273,7 +270,7 @@ func (s *Server) history(w http.ResponseWriter, r *http.Request) error {
 		q.Before = message.Seq(before)
 	}
 	q.Limit = int(limit)
-	page, err := s.cfg.Hub.History(r.Context(), q)
+	page, err := a.hub.History(r.Context(), q)
 	if err != nil {
 		return fmt.Errorf("%w: %w", message.ErrUnavailable, err)
 	}
@@ -281,59 +278,4 @@ func (s *Server) history(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Cache-Control", "no-store")
 	_, _ = w.Write(protocol.HistoryBody(room, &page)) // an error means that the caller is gone
 	return nil
-}
-
-// pathParam returns a parameter of the path, decoded once. The router matches the
-// raw path only if net/http kept it in RawPath. Otherwise the parameter is decoded
-// already: a second decoding would turn %2541 into A, not %41.
-func pathParam(r *http.Request, name string) (string, error) {
-	value := chi.URLParam(r, name)
-	if r.URL.RawPath == "" {
-		return value, nil
-	}
-	return url.PathUnescape(value)
-}
-
-func roomOf(r *http.Request) (message.Room, error) {
-	name, err := pathParam(r, "room")
-	if err != nil {
-		return "", &message.InvalidError{Field: "room", Reason: "has a broken percent escape"}
-	}
-	room, err := message.ParseRoom(name)
-	if err != nil {
-		return "", err
-	}
-	if room.Reserved() {
-		return "", protocol.ErrReserved
-	}
-	return room, nil
-}
-
-// queryOne returns an optional query parameter. It refuses a malformed query and a
-// repeated name: ignoring them would answer a different question.
-func queryOne(r *http.Request, name string) (value string, given bool, err error) {
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return "", false, &message.InvalidError{Field: "query", Reason: "must be name=value, joined by &, with whole percent escapes"}
-	}
-	switch values := query[name]; len(values) {
-	case 0:
-		return "", false, nil
-	case 1:
-		return values[0], true, nil
-	}
-	return "", false, &message.InvalidError{Field: name, Reason: "can't be given twice"}
-}
-
-// queryInt returns an optional query parameter that is an integer within bounds.
-func queryInt(r *http.Request, name string, low, high int64) (int64, bool, error) {
-	value, given, err := queryOne(r, name)
-	if err != nil || !given {
-		return 0, false, err
-	}
-	n, err := strconv.ParseInt(value, 10, 64)
-	if err != nil || n < low || n > high {
-		return 0, false, &message.InvalidError{Field: name, Reason: fmt.Sprintf("must be a whole number from %d to %d", low, high)}
-	}
-	return n, true, nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"switchyard/internal/audit"
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 )
@@ -39,19 +40,10 @@ const (
 // maxBan is the longest ban: 30 days, longer than any reasonable token.
 const maxBan = 720 * time.Hour
 
-// banned reports whether a user is banned. Anonymous users never are.
-func (s *Server) banned(user string) bool {
-	if user == "" {
-		return false
-	}
-	_, banned := s.cfg.Bans.Banned(user)
-	return banned
-}
-
 // disconnectUser closes a user's connections on every node and bans the user: POST
 // /v1/users/{user}/disconnect {for?}. The user's tokens stay valid, so the ban must
 // last until they have expired.
-func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
+func (a *api) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	user, err := pathParam(r, "user")
 	if err != nil || user == "" || len(user) > message.MaxUserLength || !utf8.ValidString(user) {
 		return &message.InvalidError{Field: "user", Reason: "must be 1 to 128 bytes of UTF-8"}
@@ -62,8 +54,8 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), banTimeout)
 	defer cancel()
-	closed := s.connectionsOf(user)
-	err = s.cfg.Bans.Ban(ctx, user, d)
+	closed := len(a.admission.socketsOf(user))
+	err = a.auth.bans.Ban(ctx, user, d)
 	status := http.StatusOK
 	switch {
 	case errors.Is(err, message.ErrSharedStateUnavailable):
@@ -72,8 +64,8 @@ func (s *Server) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	c := callerOf(r)
-	s.audit.record(&auditLine{
-		Event: auditRemoved, Actor: publisher(r), From: c.addr.String(), Subject: user, RequestID: c.id,
+	a.audit.Record(&audit.Line{
+		Event: audit.UserBanned, Actor: publisher(r), From: c.Addr.String(), Subject: user, RequestID: c.id,
 		Reason: fmt.Sprintf("banned for %v, %d connections closed here", d, closed),
 	})
 	return writeJSON(w, status, struct {
@@ -108,21 +100,9 @@ func readBan(w http.ResponseWriter, r *http.Request) (time.Duration, error) {
 	return d, nil
 }
 
-// connectionsOf returns the number of connections that a user has on this node.
-func (s *Server) connectionsOf(user string) int { return len(s.socketsOf(user)) }
-
-func (s *Server) socketsOf(user string) []*socket {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if u := s.admission.users[user]; u != nil {
-		return append([]*socket(nil), u.sockets...)
-	}
-	return nil
-}
-
 // closeUser closes a user's connections on this node.
-func (s *Server) closeUser(user string) {
-	for _, sock := range s.socketsOf(user) {
+func (a *admission) closeUser(user string) {
+	for _, sock := range a.socketsOf(user) {
 		sock.conn.CloseWith(protocol.CloseRemoved)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -29,10 +30,9 @@ func TestConnectionsFarOverTheLimitAreRefused(t *testing.T) {
 // At most 256 connections are being rejected at once, as docs/limits.md says.
 func TestRejectionsAreBounded(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
-	peer := &caller{addr: parseAddr("198.51.100.1")}
-	slots := []*admissionSlot{n.admit(peer)}
+	slots := []*admissionSlot{n.admission.admit(netip.Prefix{})}
 	for range 256 {
-		slots = append(slots, n.admit(peer))
+		slots = append(slots, n.admission.admit(netip.Prefix{}))
 	}
 	defer func() {
 		for _, slot := range slots {
@@ -44,7 +44,7 @@ func TestRejectionsAreBounded(t *testing.T) {
 			t.Fatalf("connection %d: %+v, want the first to be admitted and the others rejected", i, slot)
 		}
 	}
-	if slot := n.admit(peer); slot != nil {
+	if slot := n.admission.admit(netip.Prefix{}); slot != nil {
 		slot.release(nil)
 		t.Error("257 connections are being rejected")
 	}

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"switchyard/internal/audit"
+	"switchyard/internal/conn"
 	"switchyard/internal/protocol"
 )
 
@@ -131,8 +133,8 @@ func (s *Server) findOrStartDrain(scope Scope, reason string) *drain {
 	}
 	s.drain = d
 	s.metrics.drainStarted(now.Add(s.cfg.DrainTimeout))
-	s.audit.record(&auditLine{Event: auditDrain, Subject: string(scope), Reason: reason})
-	d.log.Info("draining", "clients", s.admission.connected, "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
+	s.audit.Record(&audit.Line{Event: audit.DrainBegun, Subject: string(scope), Reason: reason})
+	d.log.Info("draining", "clients", s.admission.count(), "delay", s.cfg.DrainDelay, "timeout", s.cfg.DrainTimeout)
 	go d.loop(ctx)
 	return d
 }
@@ -156,7 +158,7 @@ func (s *Server) Undrain() bool {
 	s.mu.Unlock()
 	<-d.done                                                             // bounded: loop waits only until its context ends, or for Sessions.Save
 	s.openSockets.each(func(sock *socket) { sock.moveAskedAt.Store(0) }) // the next drain asks them again
-	s.audit.record(&auditLine{Event: auditUndrain, Subject: string(d.scope), Reason: d.reason})
+	s.audit.Record(&audit.Line{Event: audit.DrainCanceled, Subject: string(d.scope), Reason: d.reason})
 	d.log.Info("undrained", "after", time.Since(d.began), "progress", d.currentProgress())
 	return true
 }
@@ -199,7 +201,7 @@ func (d *drain) loop(ctx context.Context) {
 
 // enterPhase begins a phase, and logs how long the previous phase took.
 func (d *drain) enterPhase(phase string) {
-	clients := d.server.connectionCount() // before d.mu, since it locks Server.mu
+	clients := d.server.admission.count()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.log.Info("drain phase ended", "phase", d.phase, "took", time.Since(d.phaseStart), "clients", clients, "progress", d.progress)
@@ -220,13 +222,13 @@ func (d *drain) moveInWaves(ctx context.Context, deadline time.Time) bool {
 	}
 	tick := time.NewTicker(waveInterval)
 	defer tick.Stop()
-	for d.server.connectionCount() > 0 && time.Now().Before(deadline) {
+	for d.server.admission.count() > 0 && time.Now().Before(deadline) {
 		r := d.server.cfg.MoveTargets(d.currentScope())
 		if nodelessWaves++; !r.Known || r.Nodes > 0 {
 			nodelessWaves, sawNode = 0, sawNode || r.Nodes > 0
 		}
 		if nodelessWaves > nodesGoneWaves || nodelessWaves > 0 && r.SingleNode || nodelessWaves > noNodesWaves && !sawNode {
-			d.log.Info("no other node to move clients to", "clients", d.server.connectionCount())
+			d.log.Info("no other node to move clients to", "clients", d.server.admission.count())
 			return true
 		}
 		notAsked, moving := d.countClients()
@@ -256,7 +258,7 @@ func (d *drain) moveInWaves(ctx context.Context, deadline time.Time) bool {
 		}
 		select {
 		case <-tick.C:
-		case <-d.server.emptied():
+		case <-d.server.admission.emptied():
 		case <-ctx.Done():
 			return false
 		}
@@ -339,7 +341,7 @@ func (s *waveSchedule) next(now time.Time) time.Duration {
 // clients reconnect within a second, to nodes that accept as many handshakes as
 // this node. It aborts clients that do not answer. It returns false if ctx ended first.
 func (s *Server) closeAll(ctx context.Context) bool {
-	n := s.connectionCount()
+	n := s.admission.count()
 	spread := time.Duration(float64(n) / (targetLoad * float64(s.cfg.MaxHandshakeRate)) * float64(time.Second))
 	spread = min(max(spread, closeSpread), maxCloseSpread)
 	step := max(minCloseBatch, n/int(spread/closeInterval)+1)
@@ -357,12 +359,12 @@ func (s *Server) closeAll(ctx context.Context) bool {
 			return false
 		}
 	}
-	timeout := time.NewTimer(closeTimeout)
+	timeout := time.NewTimer(conn.CloseTimeout)
 	defer timeout.Stop()
 	select {
-	case <-s.emptied():
+	case <-s.admission.emptied():
 	case <-timeout.C:
-		s.openSockets.each(func(sock *socket) { sock.conn.abort() })
+		s.openSockets.each(func(sock *socket) { sock.conn.Abort() })
 	case <-ctx.Done():
 		return false
 	}

@@ -125,7 +125,7 @@ func (s *Server) DrainState() DrainState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.drain
-	state := DrainState{Clients: s.admission.connected}
+	state := DrainState{Clients: s.admission.count()}
 	if d == nil {
 		return state
 	}

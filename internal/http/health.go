@@ -11,31 +11,34 @@ type Component struct {
 	Needed bool
 }
 
+// probes answer load balancers and process managers.
+type probes struct{ server *Server }
+
 // healthz answers that the process runs. It checks nothing else: a restart would
 // not help against a database that is down.
-func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) error {
+func (p *probes) healthz(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 }
 
 // readyz answers whether the node accepts new connections, with the state of each
 // component.
-func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
+func (p *probes) readyz(w http.ResponseWriter, _ *http.Request) error {
 	status, statusText := http.StatusOK, "ready"
 	answer := map[string]any{}
-	for _, c := range s.cfg.Components() {
+	for _, c := range p.server.cfg.Components() {
 		answer[c.Name] = c.State
 		if c.Needed && c.State != "up" {
 			status, statusText = http.StatusServiceUnavailable, "not ready"
 		}
 	}
-	if d := s.DrainState(); d.Phase != "" || s.isClosing() {
+	if d := p.server.DrainState(); d.Phase != "" || p.server.isClosing() {
 		status, statusText = http.StatusServiceUnavailable, "draining"
 		if d.Phase == phaseDrained {
 			statusText = phaseDrained
 		}
 		answer["drain"] = d
 	}
-	answer["status"], answer["node"] = statusText, s.cfg.Node
+	answer["status"], answer["node"] = statusText, p.server.cfg.Node
 	if status != http.StatusOK {
 		w.Header().Set("Retry-After", "1")
 	}

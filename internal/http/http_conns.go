@@ -5,6 +5,10 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/ingress"
 )
 
 // Bounds on connections that are not a WebSocket: idle ones, requests, and
@@ -18,7 +22,8 @@ const (
 // An httpConnLimiter enforces these bounds. net/http calls it for each change of a
 // connection's state. It is safe for concurrent use.
 type httpConnLimiter struct {
-	server *Server
+	proxies ingress.Proxies
+	refused prometheus.Counter
 
 	// mu protects the fields below.
 	mu       sync.Mutex
@@ -26,8 +31,8 @@ type httpConnLimiter struct {
 	networks map[netip.Prefix]int
 }
 
-func newHTTPConnLimiter(s *Server) *httpConnLimiter {
-	return &httpConnLimiter{server: s, open: map[net.Conn]netip.Prefix{}, networks: map[netip.Prefix]int{}}
+func newHTTPConnLimiter(p ingress.Proxies, refused prometheus.Counter) *httpConnLimiter {
+	return &httpConnLimiter{proxies: p, refused: refused, open: map[net.Conn]netip.Prefix{}, networks: map[netip.Prefix]int{}}
 }
 
 // onStateChange implements http.Server.ConnState. It closes a connection over a
@@ -36,7 +41,7 @@ func (l *httpConnLimiter) onStateChange(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		if !l.acquire(c) {
-			l.server.metrics.httpConnsRefused.Inc()
+			l.refused.Inc()
 			_ = c.Close()
 		}
 	case http.StateHijacked, http.StateClosed:
@@ -46,14 +51,9 @@ func (l *httpConnLimiter) onStateChange(c net.Conn, state http.ConnState) {
 }
 
 // acquire counts a connection, by the address of its peer: no header has been read
-// yet. Trusted proxies and internal addresses are not counted by address, since
-// many clients share them.
+// yet.
 func (l *httpConnLimiter) acquire(c net.Conn) bool {
-	peer := parseAddr(c.RemoteAddr().String())
-	var prefix netip.Prefix
-	if isPublicAddr(peer) && !l.server.proxies.trust(peer) {
-		prefix = addressPrefix(peer)
-	}
+	prefix := l.proxies.PeerNetwork(c.RemoteAddr().String())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.open) >= maxHTTPConns || prefix.IsValid() && l.networks[prefix] >= maxHTTPConnsPerAddress {

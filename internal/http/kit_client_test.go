@@ -5,8 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -137,4 +140,61 @@ func (n *node) rawHandshake(extra string, lines ...string) (net.Conn, *bufio.Rea
 		n.t.Fatalf("handshake: %v %v", res, err)
 	}
 	return c, br
+}
+
+// handshakeStatus sends a WebSocket handshake with the given header lines, and
+// returns the status of the answer.
+func (n *node) handshakeStatus(lines ...string) int {
+	n.t.Helper()
+	c, err := n.dialRaw(n.addr)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(testkit.Timeout))
+	all := []string{"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="}
+	all = append(all, lines...)
+	if !strings.Contains(strings.ToLower(strings.Join(all, "\n")), "\nhost:") {
+		all = append(all, "Host: "+n.addr)
+	}
+	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\n%s\r\n\r\n", strings.Join(all, "\r\n"))
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		n.t.Fatalf("%q: %v", lines, err)
+	}
+	return res.StatusCode
+}
+
+const loopback = "127.0.0.0/8"
+
+func prefixes(list ...string) (all []netip.Prefix) {
+	for _, p := range list {
+		all = append(all, netip.MustParsePrefix(p))
+	}
+	return all
+}
+
+// readFrame reads one frame of the service.
+func readFrame(t *testing.T, br *bufio.Reader) (op byte, payload string) {
+	t.Helper()
+	var head [2]byte
+	if _, err := io.ReadFull(br, head[:]); err != nil {
+		t.Fatal(err)
+	}
+	size := uint64(head[1])
+	if size > 125 {
+		long := make([]byte, map[uint64]int{126: 2, 127: 8}[size])
+		if _, err := io.ReadFull(br, long); err != nil {
+			t.Fatal(err)
+		}
+		size = 0
+		for _, b := range long {
+			size = size<<8 | uint64(b)
+		}
+	}
+	b := make([]byte, size)
+	if _, err := io.ReadFull(br, b); err != nil {
+		t.Fatal(err)
+	}
+	return head[0], string(b)
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"switchyard/internal/protocol"
+	"switchyard/internal/ratelimit"
 )
 
 // UserLimits limits what each user publishes on all nodes together.
@@ -44,7 +45,7 @@ const (
 
 // authRate limits the auth frames of a connection: each costs the check of a
 // signature, and a token lasts for minutes at least.
-var authRate = rateLimit{1, 10}
+var authRate = ratelimit.Limit{PerSecond: 1, Burst: 10}
 
 // A client that ignores rate_limited is closed after maxRefused refused frames. A
 // pause of refusalResetPause without a refusal resets the count.
@@ -54,13 +55,24 @@ const (
 )
 
 // frameRates returns the limits of one connection, by kind.
-func (r *Rates) frameRates(maxRooms int) (all [rateKinds]rateLimit) {
-	all[ratePublish] = perSecond(r.Publish)
-	all[rateBytes] = perSecond(r.Bytes)
-	all[rateJoin] = rateLimit{r.Join, max(2*r.Join, maxRooms)}
-	all[rateHistory] = perSecond(r.History)
+func (r *Rates) frameRates(maxRooms int) (all [rateKinds]ratelimit.Limit) {
+	all[ratePublish] = ratelimit.PerSecond(r.Publish)
+	all[rateBytes] = ratelimit.PerSecond(r.Bytes)
+	all[rateJoin] = ratelimit.Limit{PerSecond: r.Join, Burst: max(2*r.Join, maxRooms)}
+	all[rateHistory] = ratelimit.PerSecond(r.History)
 	all[rateAuth] = authRate
 	return all
+}
+
+// readLimits returns the limits of a connection's reader on frames and bytes. They are
+// twice as high as the rates, so that rate_limited always comes first. If one of the
+// rates is unlimited, frames are, too.
+func (r *Rates) readLimits(maxRooms int) (frames, bytes ratelimit.Limit) {
+	if r.Publish > 0 && r.Join > 0 && r.History > 0 {
+		each := 2 * (r.Publish + r.Join + r.History)
+		frames = ratelimit.Limit{PerSecond: each, Burst: 2*each + maxRooms}
+	}
+	return frames, ratelimit.PerSecond(2 * r.Bytes)
 }
 
 // rateKind returns the limit that a frame counts against, beside its bytes.
@@ -80,7 +92,7 @@ func rateKind(t protocol.Type) int {
 // A rateUsage is what one connection has used of its limits. It belongs to the
 // connection's reader.
 type rateUsage struct {
-	states       [rateKinds]gcraState
+	states       [rateKinds]ratelimit.State
 	refusedInRow int           // since the last pause
 	lastRefused  time.Duration // when the last frame was refused
 }
@@ -89,11 +101,11 @@ type rateUsage struct {
 // returns the error rate_limited. See ignoresRefusals for the end of it.
 func (sock *socket) checkRates(r *protocol.Request, size int) error {
 	s, now := sock.server, sock.server.cfg.now()
-	wait := sock.usage.states[rateBytes].take(s.frameLimits[rateBytes], now, size)
+	wait := sock.usage.states[rateBytes].Take(s.frameLimits[rateBytes], now, size)
 	limitName := "bytes"
 	if wait == 0 {
 		kind := rateKind(r.Type)
-		wait = sock.usage.states[kind].take(s.frameLimits[kind], now, 1)
+		wait = sock.usage.states[kind].Take(s.frameLimits[kind], now, 1)
 		limitName = [rateKinds]string{"publishes", "bytes", "frames", "reads", "auth frames"}[kind]
 		if wait == 0 && kind == ratePublish && sock.identity.User != "" && s.cfg.UserLimits != nil {
 			wait = s.cfg.UserLimits.AllowPublish(sock.identity.User, size)

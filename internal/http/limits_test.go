@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/ratelimit"
 	"switchyard/internal/testkit"
 )
 
@@ -48,9 +50,9 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 	n.dial(fromAddress("2001:db8:1:2::1"))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
 	testkit.Eventually(t, "a free slot", func() bool {
-		n.Server.mu.Lock()
-		defer n.Server.mu.Unlock()
-		return n.admission.networks[addressPrefix(parseAddr("198.51.100.1"))] == 1
+		n.admission.mu.Lock()
+		defer n.admission.mu.Unlock()
+		return n.admission.networks[netip.MustParsePrefix("198.51.100.1/32")] == 1
 	})
 	n.dial(fromAddress("198.51.100.1"))
 	if got := n.metric(`websocket_connections_total{result="too_many_address"}`); got != "3" {
@@ -90,7 +92,7 @@ func TestEveryAdmissionSlotIsReleased(t *testing.T) {
 		if err := n.CloseSockets(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eventually(t, "all connections to end", func() bool { return n.connectionCount() == 0 })
+		testkit.Eventually(t, "all connections to end", func() bool { return n.admission.count() == 0 })
 		n.expiry.mu.Lock()
 		for _, slot := range n.expiry.slots {
 			if len(slot) > 0 {
@@ -98,8 +100,8 @@ func TestEveryAdmissionSlotIsReleased(t *testing.T) {
 			}
 		}
 		n.expiry.mu.Unlock()
-		n.Server.mu.Lock()
-		defer n.Server.mu.Unlock()
+		n.admission.mu.Lock()
+		defer n.admission.mu.Unlock()
 		if r := n.admission; r.rejecting != 0 || len(r.networks) != 0 || len(r.users) != 0 {
 			t.Errorf("still counted: %+v", r)
 		}
@@ -281,7 +283,7 @@ func (c *addressedConn) Close() error { c.closed = true; return nil }
 func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 	const total, perAddress = 2048, 256 // docs/limits.md
 	n := startNode(t, func(c *Config) { c.TrustedProxies = prefixes("203.0.113.9/32") })
-	p := newHTTPConnLimiter(n.Server) // its own, so that only the test's connections are in it
+	p := newHTTPConnLimiter(n.cfg.TrustedProxies, n.metrics.httpConnsRefused) // its own, so that only the test's connections are in it
 	open := func(addr string) *addressedConn {
 		c := &addressedConn{addr: addr}
 		p.onStateChange(c, http.StateNew)
@@ -333,4 +335,52 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 	if got := n.metric("http_connections_refused_total"); got != "2" {
 		t.Errorf("counted %q", got)
 	}
+}
+
+// A reader is slowed at twice the rates, so that rate_limited comes first. A rate
+// without a limit leaves frames without one.
+func TestAReaderIsSlowedAtTwiceTheRates(t *testing.T) {
+	for _, tt := range []struct {
+		rates         Rates
+		frames, bytes ratelimit.Limit
+	}{
+		{Rates{Publish: 20, Bytes: 1000, Join: 20, History: 10}, ratelimit.Limit{PerSecond: 100, Burst: 205}, ratelimit.Limit{PerSecond: 2000, Burst: 4000}},
+		{Rates{Publish: 1}, ratelimit.Limit{}, ratelimit.Limit{}},
+	} {
+		if frames, bytes := tt.rates.readLimits(5); frames != tt.frames || bytes != tt.bytes {
+			t.Errorf("%+v: frames %+v, bytes %+v", tt.rates, frames, bytes)
+		}
+	}
+}
+
+// Pings over their rate are answered later, in order, and the connection stays
+// open. Other frames wait behind them.
+func TestAFloodOfPingsIsAnsweredAtALimitedRate(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, func(c *Config) { c.Rates = Rates{Publish: 100, Bytes: 1 << 20, Join: 100, History: 10} })
+		var flood strings.Builder
+		const pings = 115
+		for i := range pings {
+			flood.WriteString(testkit.MaskedFrame(0x89, fmt.Sprintf("%03d", i)))
+		}
+		began := time.Now()
+		_, br := n.rawHandshake(flood.String() + testkit.MaskedFrame(0x81, `{"type":"join","room":"after"}`))
+		for i := range pings {
+			op, payload := readFrame(t, br)
+			for op != 0x8A { // skips the welcome, heartbeats and the service's pings
+				op, payload = readFrame(t, br)
+			}
+			if payload != fmt.Sprintf("%03d", i) {
+				t.Fatalf("answer %d is %q", i, payload)
+			}
+		}
+		if took := time.Since(began); took < time.Second {
+			t.Errorf("%d pings were answered in %v, want at least a second", pings, took)
+		}
+		for {
+			if _, payload := readFrame(t, br); strings.Contains(payload, `"joined"`) {
+				break
+			}
+		}
+	})
 }

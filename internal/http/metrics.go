@@ -5,6 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"switchyard/internal/protocol"
 )
 
 // metrics are those of one server. A process may run several.
@@ -19,7 +21,6 @@ type metrics struct {
 	requestDuration *prometheus.HistogramVec
 	drainMetrics
 	httpConnMetrics
-	auditMetrics
 }
 
 // drainMetrics are about drains and moves.
@@ -112,7 +113,6 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 		}),
 		drainMetrics:    newDrainMetrics(f),
 		httpConnMetrics: newHTTPConnMetrics(f),
-		auditMetrics:    newAuditMetrics(f),
 		received: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_messages_received_total",
 			Help: "Frames from clients, by type; other for malformed and unknown ones.",
@@ -129,28 +129,13 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 	}
 }
 
-// auditMetrics are about the audit log.
-type auditMetrics struct {
-	events  *prometheus.CounterVec
-	dropped *prometheus.CounterVec
-}
-
-func newAuditMetrics(f promauto.Factory) auditMetrics {
-	m := auditMetrics{
-		events: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "audit_events_total",
-			Help: "Events of the audit log, whether a line was written for each or not.",
-		}, []string{"event"}),
-		dropped: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "audit_dropped_total",
-			Help: "Lines of the audit log that were dropped, because the queue was full or a write failed.",
-		}, []string{"reason"}),
+// countReceived limits the label to known types.
+func (m *metrics) countReceived(t protocol.Type) {
+	switch t {
+	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypePublish, protocol.TypeSignal, protocol.TypeHistory,
+		protocol.TypePresence, protocol.TypeAuth, protocol.TypeMoved:
+		m.received.WithLabelValues(string(t)).Inc()
+	default:
+		m.received.WithLabelValues("other").Inc()
 	}
-	for _, event := range auditEvents {
-		m.events.WithLabelValues(event)
-	}
-	for _, reason := range []string{dropQueue, dropWrite} {
-		m.dropped.WithLabelValues(reason)
-	}
-	return m
 }

@@ -5,7 +5,7 @@ import "switchyard/internal/message"
 // HandleNodeEvent handles a ban or a takeover on another node. It does not block.
 func (s *Server) HandleNodeEvent(event message.NodeEvent) {
 	if event.Kind == message.EventBanned {
-		s.closeUser(event.User)
+		s.admission.closeUser(event.User)
 		return
 	}
 	if event.Kind != message.EventTakeover && event.Kind != message.EventSessionLive {

@@ -96,5 +96,5 @@ func (o *openSockets) loop(period time.Duration, stop <-chan struct{}) {
 // or has not completed a frame that began before them.
 func (sock *socket) isSilent(n int64) bool {
 	frameStart := sock.frameStartTick.Load()
-	return n-sock.conn.lastReadTick.Load() > 2*heartbeatSlots && !sock.handling.Load() || frameStart != 0 && n-frameStart > 2*heartbeatSlots
+	return n-sock.conn.LastRead() > 2*heartbeatSlots && !sock.handling.Load() || frameStart != 0 && n-frameStart > 2*heartbeatSlots
 }

@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -85,5 +86,28 @@ func TestABanDuringAHandshakeClosesTheConnection(t *testing.T) {
 				t.Errorf("by frame %v: closed with %d, want 4003", byFrame, code)
 			}
 		})
+	}
+}
+
+// A stop that finds nobody connected may return at once: a handshake that looked at the
+// drain before the stop is counted, or refused.
+func TestNoHandshakeIsAdmittedAfterAStopFoundNobody(t *testing.T) {
+	cfg := Config{}
+	cfg.defaults()
+	for range 100 {
+		s := &Server{cfg: cfg, admission: newAdmission(&cfg)}
+		u := &upgrader{server: s}
+		admitted := make(chan *admissionSlot, 1)
+		s.admission.mu.Lock()
+		go func() { admitted <- u.admit(&caller{}) }()
+		for range 10 { // in most rounds the handshake has looked at the drain after that
+			runtime.Gosched()
+		}
+		s.Stop()
+		nobody := s.admission.connected == 0
+		s.admission.mu.Unlock()
+		if slot := <-admitted; slot != nil && nobody {
+			t.Fatal("a handshake was admitted after a stop found nobody connected")
+		}
 	}
 }

@@ -26,7 +26,7 @@ type roomSummary struct {
 // listRooms lists rooms in byte order of their names: GET
 // /v1/rooms?prefix=&after=&limit=. The last name of a page is the after of the next
 // page.
-func (s *Server) listRooms(w http.ResponseWriter, r *http.Request) error {
+func (a *api) listRooms(w http.ResponseWriter, r *http.Request) error {
 	prefix, err := queryRoom(r, "prefix")
 	if err != nil {
 		return err
@@ -42,7 +42,7 @@ func (s *Server) listRooms(w http.ResponseWriter, r *http.Request) error {
 	if !given {
 		limit = defaultRoomLimit
 	}
-	found, more, err := s.cfg.Hub.ListRooms(r.Context(), string(prefix), after, int(limit))
+	found, more, err := a.hub.ListRooms(r.Context(), string(prefix), after, int(limit))
 	if err != nil {
 		return fmt.Errorf("answering with rooms: %w", err)
 	}
@@ -84,12 +84,12 @@ type presenceEntry struct {
 
 // presence lists the sessions in a room, on all nodes: GET
 // /v1/rooms/{room}/presence. Over PRESENCE_LIMIT it returns only their number.
-func (s *Server) presence(w http.ResponseWriter, r *http.Request) error {
+func (a *api) presence(w http.ResponseWriter, r *http.Request) error {
 	room, err := roomOf(r)
 	if err != nil {
 		return err
 	}
-	found, err := s.cfg.Hub.RoomPresence(r.Context(), room)
+	found, err := a.hub.RoomPresence(r.Context(), room)
 	if err != nil {
 		return err
 	}

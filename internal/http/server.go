@@ -17,11 +17,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
+	"switchyard/internal/audit"
 	"switchyard/internal/auth"
 	"switchyard/internal/hub"
+	"switchyard/internal/ingress"
 	"switchyard/internal/protocol"
+	"switchyard/internal/ratelimit"
 )
 
 // Config is what a server needs. Hub, Components, Verifier, Bans, Logger, LogLevel,
@@ -164,32 +166,26 @@ type Server struct {
 	cfg       Config
 	log       *slog.Logger
 	metrics   *metrics
-	apiKeys   []apiKey
-	origins   origins
-	hosts     hosts
-	proxies   proxies
-	httpConns *httpConnLimiter
+	admission *admission
+	auth      *authenticator
+	respond   *responder
 
-	frameLimits   [rateKinds]rateLimit
-	apiKeyLimiter *keyedLimiter // by API key
-	readLimiter   *keyedLimiter // by user, over HTTP
-	expiry        expiryWheel
-	audit         *auditor
-	page          []byte
+	frameLimits [rateKinds]ratelimit.Limit
+	expiry      expiryWheel
+	audit       *audit.Log
 
 	started time.Time
 
-	nextConnection   atomic.Uint64 // numbers connections without a session
-	queuedBytes      atomic.Int64
-	tick             atomic.Int64
-	openSockets      openSockets
-	public           *http.Server
-	admin            *http.Server
-	stop             chan struct{}
-	loops            sync.WaitGroup
-	handshakeLimiter *rate.Limiter
-	sessionWriter    sessionWriter
-	sessions         sessionIndex
+	nextConnection atomic.Uint64 // numbers connections without a session
+	queuedBytes    atomic.Int64
+	tick           atomic.Int64
+	openSockets    openSockets
+	public         *http.Server
+	admin          *http.Server
+	stop           chan struct{}
+	loops          sync.WaitGroup
+	sessionWriter  sessionWriter
+	sessions       sessionIndex
 	// moveLatencies are those of clients that moved here.
 	moveLatencies moveLatencies
 	// Counters since the start: handshakes that were accepted, the part of them
@@ -203,37 +199,29 @@ type Server struct {
 	exitAfterDrain bool   // the process ends after the drain
 	stopping       bool   // Stop was called
 	drain          *drain // nil: none is running
-	admission      admission
-	empty          chan struct{} // closed when nobody is connected; nil: nobody waits
 }
 
 // New returns a server whose background loops run. Shutdown stops them.
 func New(cfg Config) *Server {
 	cfg.defaults()
 	s := &Server{
-		cfg:           cfg,
-		log:           cfg.Logger.With("component", "http"),
-		apiKeys:       hashKeys(cfg.APIKeys),
-		origins:       newOrigins(cfg.AllowedOrigins),
-		hosts:         newHosts(cfg.AllowedHosts),
-		proxies:       cfg.TrustedProxies,
-		admission:     admission{networks: map[netip.Prefix]int{}, users: map[string]*userConnections{}},
-		frameLimits:   cfg.Rates.frameRates(cfg.MaxRooms),
-		apiKeyLimiter: newKeyedLimiter(perSecond(cfg.Rates.API)),
-		readLimiter:   newKeyedLimiter(perSecond(cfg.Rates.History)),
-		page:          page(cfg.Open),
-		started:       time.Now(),
-		stop:          make(chan struct{}),
+		cfg:         cfg,
+		log:         cfg.Logger.With("component", "http"),
+		admission:   newAdmission(&cfg),
+		auth:        &authenticator{verifier: cfg.Verifier, bans: cfg.Bans, queryToken: cfg.AuthQueryToken},
+		frameLimits: cfg.Rates.frameRates(cfg.MaxRooms),
+		started:     time.Now(),
+		stop:        make(chan struct{}),
 	}
-	s.httpConns = newHTTPConnLimiter(s)
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
-	s.audit = newAuditor(cfg.Audit, cfg.Node, s.log, &s.metrics.auditMetrics)
+	s.audit = audit.New(cfg.Audit, cfg.Node, s.log, cfg.Registerer)
 	s.openSockets.server, s.sessionWriter.server = s, s
 	s.sessionWriter.wake = make(chan struct{}, 1)
-	s.handshakeLimiter = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
-	s.public = s.newHTTPServer(s.routes())
-	s.public.ConnState = s.httpConns.onStateChange
-	s.admin = s.newHTTPServer(s.adminRoutes())
+	s.respond = &responder{log: s.log, metrics: s.metrics, audit: s.audit, isClosing: s.isClosing}
+	g := &guard{respond: s.respond, hosts: ingress.NewHosts(cfg.AllowedHosts), proxies: cfg.TrustedProxies}
+	s.public = s.newHTTPServer(s.routes(g))
+	s.public.ConnState = newHTTPConnLimiter(g.proxies, s.metrics.httpConnsRefused).onStateChange
+	s.admin = s.newHTTPServer((&adminAPI{server: s, respond: s.respond}).routes(g))
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as its caller wants
 	s.expiry.start = s.started
 	s.loops.Go(func() { s.openSockets.loop(cfg.Heartbeat, s.stop) })
@@ -291,7 +279,7 @@ func (s *Server) Stop() {
 func (s *Server) CloseSockets(ctx context.Context) error {
 	s.Stop()
 	if !s.closeAll(ctx) {
-		s.openSockets.each(func(sock *socket) { sock.conn.abort() })
+		s.openSockets.each(func(sock *socket) { sock.conn.Abort() })
 		return fmt.Errorf("clients that did not answer the close: %w", ctx.Err())
 	}
 	return nil
@@ -314,7 +302,15 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 		err = errors.Join(err, fmt.Errorf("sessions to be saved: %w", ctx.Err()))
 	}
-	return errors.Join(err, s.audit.close(ctx))
+	return errors.Join(err, s.audit.Close(ctx))
+}
+
+// isAccepting reports whether new handshakes are accepted.
+func (s *Server) isAccepting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	phase := s.drain.currentPhase()
+	return !s.stopping && (phase == "" || phase == phaseDelay)
 }
 
 // isClosing reports whether a new connection must be closed at once.
@@ -323,34 +319,6 @@ func (s *Server) isClosing() bool {
 	defer s.mu.Unlock()
 	phase := s.drain.currentPhase()
 	return s.stopping || phase == phaseClosing || phase == phaseDrained
-}
-
-// connectionCount returns the number of open connections.
-func (s *Server) connectionCount() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.admission.connected
-}
-
-// emptied returns a channel that is closed when there is no connection.
-func (s *Server) emptied() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.empty == nil {
-		s.empty = make(chan struct{})
-	}
-	empty := s.empty
-	s.notifyEmpty()
-	return empty
-}
-
-// notifyEmpty closes the channel of emptied if there is no connection. Caller holds
-// mu.
-func (s *Server) notifyEmpty() {
-	if s.admission.connected == 0 && s.empty != nil {
-		close(s.empty)
-		s.empty = nil
-	}
 }
 
 // welcome returns the first frame to a client. If no sessions are kept, it contains
@@ -376,15 +344,4 @@ func (s *Server) welcome(secret string, resumed bool, identity *auth.Identity) p
 		MaxFrame:      s.cfg.MaxFrame,
 		IDWindowMS:    s.cfg.IDWindow.Milliseconds(),
 	}.Encode()
-}
-
-// countReceived limits the label to known types.
-func (s *Server) countReceived(t protocol.Type) {
-	switch t {
-	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypePublish, protocol.TypeSignal, protocol.TypeHistory,
-		protocol.TypePresence, protocol.TypeAuth, protocol.TypeMoved:
-		s.metrics.received.WithLabelValues(string(t)).Inc()
-	default:
-		s.metrics.received.WithLabelValues("other").Inc()
-	}
 }

@@ -83,7 +83,7 @@ func (sock *socket) attachSession(o protocol.Handshake, user string) (secret str
 		return "", false
 	}
 	sock.session = &connectionSession{rejoinRooms: o.RejoinRooms}
-	sock.conn.onPong = sock.pongReceived
+	sock.conn.OnPong(sock.pongReceived)
 	if session, ok := s.resume(o, user); ok {
 		sock.session.record, sock.session.saved, sock.session.roomsToRejoin = session, true, session.Rooms
 		if sock.session.fromOtherNode = session.PreviousNode != "" && session.PreviousNode != s.cfg.Node; sock.session.fromOtherNode {

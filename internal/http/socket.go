@@ -13,7 +13,9 @@ import (
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/audit"
 	"switchyard/internal/auth"
+	"switchyard/internal/conn"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
 )
@@ -26,7 +28,7 @@ const maxMalformed = 3
 type socket struct {
 	server    *Server
 	ws        *websocket.Conn
-	conn      *conn // safe for concurrent use
+	conn      *conn.Conn // safe for concurrent use
 	client    *hub.Client
 	session   *connectionSession // nil if no sessions are kept
 	requestID string             // of the handshake
@@ -57,9 +59,9 @@ type socket struct {
 	heartbeatSlot, heartbeatIndex int // guarded by the lock of the heartbeat's slot
 }
 
-func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, slot *admissionSlot) *socket {
+func newSocket(s *Server, ws *websocket.Conn, c *conn.Conn, r *http.Request, slot *admissionSlot) *socket {
 	from := callerOf(r)
-	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.addr.String(), started: time.Now(), admission: slot}
+	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.Addr.String(), started: time.Now(), admission: slot}
 	return sock
 }
 
@@ -96,8 +98,8 @@ func (sock *socket) readFrame() error {
 		sock.conn.CloseWith(protocol.CloseBinary)
 		return errClosedByUs
 	}
-	buf := buffers.get()
-	defer buffers.put(buf)
+	buf := conn.GetBuffer()
+	defer conn.PutBuffer(buf)
 	sock.frameStartTick.Store(max(1, sock.server.tick.Load()))
 	if err := readAll(r, buf); err != nil {
 		return err
@@ -108,14 +110,14 @@ func (sock *socket) readFrame() error {
 		sock.conn.CloseWith(protocol.CloseUTF8)
 		return errClosedByUs
 	}
-	if code, ours := sock.conn.closeStatus(); code != 0 && ours {
+	if code, ours := sock.conn.CloseStatus(); code != 0 && ours {
 		return errClosedByUs // frames after our close frame are ignored
 	}
 	// A reader that waits for the log reads nothing meanwhile. The client must not
 	// count as silent.
 	sock.handling.Store(true)
 	defer func() {
-		sock.conn.lastReadTick.Store(sock.server.tick.Load())
+		sock.conn.MarkRead()
 		sock.handling.Store(false)
 	}()
 	return sock.handleFrame(*buf)
@@ -158,7 +160,7 @@ func (sock *socket) handleFrame(frame []byte) error {
 		return nil
 	}
 	sock.malformedInRow = 0
-	sock.server.countReceived(r.Type)
+	sock.server.metrics.countReceived(r.Type)
 	if err := sock.checkRates(&r, len(frame)); err != nil {
 		sock.sendError(&r, err)
 		if sock.ignoresRefusals() {
@@ -226,7 +228,7 @@ func (sock *socket) sendError(r *protocol.Request, err error) {
 		sock.server.log.Error("request failed", "type", r.Type, "request_id", sock.requestID, "error", err)
 	}
 	if event := refusalEvents[e.Code]; event != "" {
-		sock.server.audit.record(&auditLine{
+		sock.server.audit.Record(&audit.Line{
 			Event: event, Actor: sock.identity.User, From: sock.remote, Subject: string(r.Type) + " " + string(r.Room), Reason: e.Message, RequestID: sock.requestID,
 		})
 	}
@@ -236,7 +238,7 @@ func (sock *socket) sendError(r *protocol.Request, err error) {
 // end removes the client from everything and closes the connection.
 func (sock *socket) end(err error) {
 	s := sock.server
-	_, ours := sock.conn.closeStatus()
+	_, ours := sock.conn.CloseStatus()
 	endedByClient := !ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure
 	moving := sock.isMoving()
 	sock.detachSession(endedByClient)
@@ -251,7 +253,7 @@ func (sock *socket) end(err error) {
 		sock.conn.CloseWith(protocol.CloseProtocol)
 	}
 	code, reason := sock.closeReason(err)
-	if _, ours := sock.conn.closeStatus(); ours {
+	if _, ours := sock.conn.CloseStatus(); ours {
 		sock.awaitClose()
 	}
 	_ = sock.ws.CloseNow() // flushes and lingers (see conn.Close), then closes
@@ -267,7 +269,7 @@ func (sock *socket) end(err error) {
 	s.metrics.lifetime.Observe(took.Seconds())
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "connection ended",
 		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", sock.remote), slog.String("request_id", sock.requestID),
-		slog.Duration("duration", took), slog.Int("frames_in", sock.framesReceived), slog.Int64("bytes_out", sock.conn.sentBytes.Load()))
+		slog.Duration("duration", took), slog.Int("frames_in", sock.framesReceived), slog.Int64("bytes_out", sock.conn.SentBytes()))
 	sock.admission.release(sock)
 }
 
@@ -275,7 +277,7 @@ func (sock *socket) end(err error) {
 // and no close frame has been sent.
 func (sock *socket) isProtocolError(err error) bool {
 	var network net.Error
-	code, _ := sock.conn.closeStatus()
+	code, _ := sock.conn.CloseStatus()
 	return code == 0 && websocket.CloseStatus(err) == -1 && !errors.As(err, &network) &&
 		!errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed)
 }
@@ -304,7 +306,7 @@ const codeAbnormal protocol.CloseCode = 1006
 // closeReason returns why a connection ended. The code is the one that the client
 // got or sent.
 func (sock *socket) closeReason(err error) (protocol.CloseCode, string) {
-	code, ours := sock.conn.closeStatus()
+	code, ours := sock.conn.CloseStatus()
 	if ours {
 		return code, code.Reason()
 	}

@@ -53,7 +53,7 @@ func (s *Server) Status() message.NodeStatus {
 		Version:           s.cfg.Version,
 		Ready:             !draining && !s.missesComponent(),
 		Draining:          draining,
-		Connections:       s.admission.connected,
+		Connections:       s.admission.count(),
 		HandshakeRate:     rate,
 		HandshakesOfMoved: moved,
 		HandshakesRefused: refused,

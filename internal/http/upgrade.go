@@ -9,14 +9,18 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/time/rate"
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/audit"
+	"switchyard/internal/conn"
+	"switchyard/internal/ingress"
 	"switchyard/internal/protocol"
 )
 
 // The buffers of the websocket library, instead of the 4+4 KiB of net/http. 512
 // bytes hold a usual frame. The library writes only control frames, which are at
-// most 127 bytes and must reach conn.Write whole.
+// most 127 bytes and must reach Conn.Write whole.
 const (
 	readBuffer  = 512
 	writeBuffer = 128
@@ -43,7 +47,7 @@ var errHandshakeRate = &protocol.Error{
 type hijacker struct {
 	http.ResponseWriter
 	server  *Server
-	conn    *conn
+	conn    *conn.Conn
 	refused int // the library's status
 }
 
@@ -72,53 +76,71 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	// buffer.
 	preread, _ := old.Reader.Peek(old.Reader.Buffered())
 	s := h.server
-	h.conn = newConn(c, slices.Clone(preread), s.cfg.QueueBytes, &s.queuedBytes, &s.tick)
-	h.conn.readThrottle = newThrottle(&s.cfg.Rates, s.cfg.MaxRooms, s.uptime)
+	frames, bytesRead := s.cfg.Rates.readLimits(s.cfg.MaxRooms)
+	h.conn = conn.New(c, slices.Clone(preread), conn.Options{
+		QueueBytes: s.cfg.QueueBytes, TotalQueued: &s.queuedBytes, Tick: &s.tick,
+		Throttle: conn.NewThrottle(frames, bytesRead, s.uptime),
+	})
 	answer := bytes.NewBufferString("HTTP/1.1 101 Switching Protocols\r\n")
 	_ = h.Header().Write(answer) // never fails
 	answer.WriteString("\r\n")
-	h.conn.queueHandshake(answer.Bytes())
+	h.conn.QueueHandshake(answer.Bytes())
 	return h.conn, bufio.NewReadWriter(
 		bufio.NewReaderSize(h.conn, readBuffer),
 		bufio.NewWriterSize(h.conn, writeBuffer),
 	), nil
 }
 
+// An upgrader turns requests into WebSockets.
+type upgrader struct {
+	server  *Server
+	respond *responder
+	origins ingress.Origins
+	limiter *rate.Limiter // of handshakes
+}
+
+func newUpgrader(s *Server) *upgrader {
+	return &upgrader{
+		server: s, respond: s.respond, origins: ingress.NewOrigins(s.cfg.AllowedOrigins),
+		limiter: rate.NewLimiter(rate.Limit(s.cfg.MaxHandshakeRate), s.cfg.MaxHandshakeRate),
+	}
+}
+
 // upgrade turns a request into a WebSocket, or refuses it. It returns at once: a
 // new goroutine with a small stack reads, so that net/http's goroutine can end.
-func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
-	started := time.Now()
-	if !s.origins.allow(r) {
+func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
+	s, started := u.server, time.Now()
+	if !u.origins.Allow(r, &callerOf(r).Sender) {
 		s.metrics.connections.WithLabelValues("origin").Inc()
-		s.refuse(w, r, errOrigin)
+		u.respond.refuse(w, r, errOrigin)
 		return
 	}
-	handshake, err := s.readHandshake(r)
+	handshake, err := s.auth.readHandshake(r)
 	if err != nil {
 		s.metrics.connections.WithLabelValues("handshake").Inc()
-		s.refuse(w, r, err)
+		u.respond.refuse(w, r, err)
 		return
 	}
-	if !s.handshakeLimiter.Allow() {
+	if !u.limiter.Allow() {
 		s.metrics.connections.WithLabelValues("too_fast").Inc()
 		s.handshakesRefused.count.Add(1)
-		s.refuse(w, r, errHandshakeRate)
+		u.respond.refuse(w, r, errHandshakeRate)
 		return
 	}
-	slot := s.admit(callerOf(r))
+	slot := u.admit(callerOf(r))
 	if slot == nil {
 		s.metrics.connections.WithLabelValues("refused").Inc()
-		s.refuse(w, r, errNoCapacity)
+		u.respond.refuse(w, r, errNoCapacity)
 		return
 	}
-	client, err := s.authenticateHandshake(r.Context(), handshake, slot)
+	client, err := s.auth.authenticateHandshake(r.Context(), handshake, slot)
 	if err != nil {
 		slot.release(nil)
 		s.metrics.connections.WithLabelValues("refused").Inc()
-		s.refuse(w, r, err)
+		u.respond.refuse(w, r, err)
 		return
 	}
-	sock := s.accept(w, r, slot)
+	sock := u.accept(w, r, slot)
 	if sock == nil {
 		slot.release(nil)
 		return
@@ -127,7 +149,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	s.metrics.active.Inc()
 	sock.handshake = handshake
 	slot.register(sock)
-	s.serveSocket(sock, client)
+	u.serveSocket(sock, client)
 	sock.conn.Flush() // the handshake's answer, if no frame has followed it
 	s.openSockets.add(sock)
 	if s.isClosing() { // closeAll may have passed just before add
@@ -139,9 +161,10 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 
 // serveSocket identifies the client of a new connection, starts the timeout for its
 // token, or closes it because it was rejected.
-func (s *Server) serveSocket(sock *socket, client clientIdentity) {
+func (u *upgrader) serveSocket(sock *socket, client clientIdentity) {
+	s := u.server
 	if sock.admission.closeCode != 0 {
-		s.auditRejection(sock, client.identity.User, client.rejection)
+		u.auditRejection(sock, client.identity.User, client.rejection)
 		sock.conn.CloseWith(sock.admission.closeCode)
 		return
 	}
@@ -151,14 +174,15 @@ func (s *Server) serveSocket(sock *socket, client clientIdentity) {
 		return
 	}
 	sock.setIdentity(client.identity)
-	if s.banned(client.identity.User) { // the ban may have been set just before register
+	if s.auth.banned(client.identity.User) { // the ban may have been set just before register
 		sock.conn.CloseWith(protocol.CloseRemoved)
 	}
 }
 
 // accept performs the upgrade. It returns nil if the handshake was refused and
 // answered.
-func (s *Server) accept(w http.ResponseWriter, r *http.Request, slot *admissionSlot) *socket {
+func (u *upgrader) accept(w http.ResponseWriter, r *http.Request, slot *admissionSlot) *socket {
+	s := u.server
 	hj := &hijacker{ResponseWriter: w, server: s}
 	ws, err := websocket.Accept(hj, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{protocol.Subprotocol},
@@ -168,10 +192,40 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request, slot *admissionS
 	if err != nil {
 		s.metrics.connections.WithLabelValues("handshake").Inc()
 		if hj.refused != 0 {
-			s.refuse(w, r, handshakeError(hj.refused))
+			u.respond.refuse(w, r, handshakeError(hj.refused))
 		}
 		return nil
 	}
 	ws.SetReadLimit(int64(s.cfg.MaxFrame))
 	return newSocket(s, ws, hj.conn, r, slot)
+}
+
+// admit returns a slot for a new connection, or nil if its handshake must be refused. A
+// slot is counted before the second look at the drain: a drain or a stop that begins
+// later finds it counted, and waits for it.
+func (u *upgrader) admit(c *caller) *admissionSlot {
+	if !u.server.isAccepting() {
+		return nil
+	}
+	slot := u.server.admission.admit(c.Network)
+	if slot != nil && !u.server.isAccepting() {
+		slot.release(nil)
+		return nil
+	}
+	return slot
+}
+
+// auditRejection records a connection that is closed right after its upgrade.
+func (u *upgrader) auditRejection(sock *socket, user, why string) {
+	event := audit.LimitReached
+	switch sock.admission.closeCode {
+	case protocol.CloseUnauthorized:
+		event = audit.TokenRefused
+	case protocol.CloseRemoved:
+		event = audit.RightRefused
+	}
+	if why == "" {
+		why = sock.admission.result
+	}
+	u.server.audit.Record(&audit.Line{Event: event, Actor: user, From: sock.remote, Subject: "GET /ws", Reason: why, RequestID: sock.requestID})
 }

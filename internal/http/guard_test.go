@@ -33,57 +33,38 @@ func (n *node) rawGet(path, lines string) (int, string) {
 	return res.StatusCode, string(body)
 }
 
-func TestAllowedHosts(t *testing.T) {
+// internal/ingress has the cases of hosts.
+func TestARequestForAnotherHostIsRefused(t *testing.T) {
 	n := startNode(t, func(c *Config) {
-		c.AllowedHosts = []string{"Chat.example", "*.rooms.example", "192.0.2.7", "2001:db8::7"}
+		c.AllowedHosts = []string{"Chat.example", "*.rooms.example"}
 	})
 	for _, tt := range []struct {
-		name, host string
-		want       int
+		host string
+		want int
 	}{
-		{"listed", "chat.example", 200},
-		{"in capitals", "CHAT.EXAMPLE", 200},
-		{"with any port", "chat.example:8443", 200},
-		{"an address", "192.0.2.7", 200},
-		{"an IPv6 address", "[2001:db8:0::7]:8000", 200},
-		{"a pattern", "a.rooms.example", 200},
-		{"a pattern's bare name", "rooms.example", 421},
-		{"a pattern, two labels", "a.b.rooms.example", 421},
-		{"an attacker's name that resolves to us", "evil.example", 421},
-		{"the service's own address, not listed", "127.0.0.1", 421},
-		{"localhost, not listed", "localhost:8000", 421},
-		{"a listed name with a suffix", "chat.example.evil.example", 421},
-		{"a listed name with a prefix", "evilchat.example", 421},
-		{"a dot at the end", "chat.example.", 421},
-		{"a user", "chat.example@evil.example", 400},
-		{"a user before a listed name", "evil@chat.example", 400},
-		{"no port after the colon", "chat.example:", 421},
-		{"an invalid port", "chat.example:evil", 421},
-		{"two colons", "chat.example:80:80", 421},
-		{"nothing", "", 421},
+		{"chat.example", 200},
+		{"a.rooms.example:8443", 200},
+		{"evil.example", 421},
+		{"127.0.0.1", 421},
+		{"chat.example@evil.example", 400},
+		{"evil@chat.example", 400},
+		{"", 421},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			n.t = t
-			for _, path := range []string{"/", "/client.js", "/ws", "/v1/rooms"} {
-				want := tt.want
-				if want == 200 {
-					want = map[string]int{"/ws": 426, "/v1/rooms": 401}[path]
-				}
-				got, body := n.rawGet(path, "Host: "+tt.host+"\r\n")
-				if want == 0 && got == 200 {
-					continue
-				}
-				if got != want {
-					t.Errorf("%s of %q: %d %s, want %d", path, tt.host, got, body, want)
-				}
-				var p problem
-				if got == 421 && (json.Unmarshal([]byte(body), &p) != nil || p.Code != "wrong_host" || !strings.Contains(p.Detail, "ALLOWED_HOSTS")) {
-					t.Errorf("%s: %s", path, body)
-				}
+		for _, path := range []string{"/", "/client.js", "/ws", "/v1/rooms"} {
+			want := tt.want
+			if want == 200 {
+				want = map[string]int{"/": 200, "/client.js": 200, "/ws": 426, "/v1/rooms": 401}[path]
 			}
-		})
+			got, body := n.rawGet(path, "Host: "+tt.host+"\r\n")
+			if got != want {
+				t.Errorf("%s of %q: %d %s, want %d", path, tt.host, got, body, want)
+			}
+			var p problem
+			if got == 421 && (json.Unmarshal([]byte(body), &p) != nil || p.Code != "wrong_host" || !strings.Contains(p.Detail, "ALLOWED_HOSTS")) {
+				t.Errorf("%s: %s", path, body)
+			}
+		}
 	}
-	n.t = t
 	for name, lines := range map[string]string{
 		"two Hosts":              "Host: chat.example\r\nHost: evil.example\r\n",
 		"a Host on two lines":    "Host: chat.example\r\n evil.example\r\n",

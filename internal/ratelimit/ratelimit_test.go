@@ -1,4 +1,4 @@
-package http
+package ratelimit
 
 import (
 	"fmt"
@@ -9,34 +9,34 @@ import (
 )
 
 func TestARateIsEnforcedAndABurstIsAllowed(t *testing.T) {
-	var s gcraState
-	r := perSecond(10)
+	var s State
+	r := PerSecond(10)
 	now := time.Hour
 	for i := range 20 {
-		if wait := s.take(r, now, 1); wait != 0 {
+		if wait := s.Take(r, now, 1); wait != 0 {
 			t.Fatalf("event %d of the burst waits %v", i, wait)
 		}
 	}
-	if wait := s.take(r, now, 1); wait != 100*time.Millisecond {
+	if wait := s.Take(r, now, 1); wait != 100*time.Millisecond {
 		t.Errorf("over the burst: wait %v, want a tenth of a second", wait)
 	}
-	if wait := s.take(r, now+99*time.Millisecond, 1); wait != time.Millisecond {
+	if wait := s.Take(r, now+99*time.Millisecond, 1); wait != time.Millisecond {
 		t.Errorf("a millisecond early: wait %v", wait)
 	}
-	if wait := s.take(r, now+100*time.Millisecond, 1); wait != 0 {
+	if wait := s.Take(r, now+100*time.Millisecond, 1); wait != 0 {
 		t.Errorf("after the wait: wait %v", wait)
 	}
-	var big gcraState
-	if wait := big.take(r, now, 1000); wait != 0 {
+	var big State
+	if wait := big.Take(r, now, 1000); wait != 0 {
 		t.Errorf("more than the burst at once: wait %v, want none after a quiet time", wait)
 	}
-	if wait := big.take(r, now, 1); wait == 0 {
+	if wait := big.Take(r, now, 1); wait == 0 {
 		t.Error("more than the burst used nothing")
 	}
-	var free gcraState
+	var free State
 	for range 1000 {
-		if free.take(rateLimit{}, now, 1<<20) != 0 {
-			t.Fatal("the zero rateLimit is a limit")
+		if free.Take(Limit{}, now, 1<<20) != 0 {
+			t.Fatal("the zero Limit is a limit")
 		}
 	}
 }
@@ -45,26 +45,26 @@ func TestARateIsEnforcedAndABurstIsAllowed(t *testing.T) {
 // the rate, and a request that waits as long as it was asked to is allowed.
 func TestNoRequestPatternExceedsTheRate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		r := rateLimit{rapid.IntRange(1, 1<<30).Draw(t, "rate"), 0}
+		r := Limit{rapid.IntRange(1, 1<<30).Draw(t, "rate"), 0}
 		// A burst is worth 12 days at most, as every allowed setting's is: a
 		// hundred of them fit into a time.Duration.
-		r.burst = rapid.IntRange(1, min(1<<30, r.perSecond*1_000_000)).Draw(t, "burst")
-		var s gcraState
+		r.Burst = rapid.IntRange(1, min(1<<30, r.PerSecond*1_000_000)).Draw(t, "burst")
+		var s State
 		now := time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "start"))
 		began, got := now, 0
 		for range rapid.IntRange(1, 100).Draw(t, "requests") {
 			now += time.Duration(rapid.Int64Range(0, int64(time.Second)).Draw(t, "pause"))
-			n := rapid.IntRange(1, r.burst).Draw(t, "n")
-			wait := s.take(r, now, n)
+			n := rapid.IntRange(1, r.Burst).Draw(t, "n")
+			wait := s.Take(r, now, n)
 			if wait > 0 {
 				now += wait
-				if again := s.take(r, now, n); again != 0 {
+				if again := s.Take(r, now, n); again != 0 {
 					t.Fatalf("waited %v as required, then %v more", wait, again)
 				}
 			}
 			got += n
 			// Each request may gain less than one by rounding.
-			most := float64(r.burst) + (now-began).Seconds()*float64(r.perSecond)*(1+1e-6) + 100*float64(r.perSecond)/1e9 + 1
+			most := float64(r.Burst) + (now-began).Seconds()*float64(r.PerSecond)*(1+1e-6) + 100*float64(r.PerSecond)/1e9 + 1
 			if float64(got) > most {
 				t.Fatalf("%d events in %v, want at most %.0f", got, now-began, most)
 			}
@@ -73,26 +73,26 @@ func TestNoRequestPatternExceedsTheRate(t *testing.T) {
 }
 
 func TestAKeyedLimiterForgetsIdleKeys(t *testing.T) {
-	l := newKeyedLimiter(perSecond(10))
+	l := NewKeyed(PerSecond(10))
 	for i := range 100_000 {
-		l.take(fmt.Sprint("user", i), time.Duration(i)*time.Millisecond, 1) // each uses a tenth of a second
+		l.Take(fmt.Sprint("user", i), time.Duration(i)*time.Millisecond, 1) // each uses a tenth of a second
 	}
 	if len(l.states) > 1000 {
 		t.Errorf("%d keys are known, of which 100 are in use", len(l.states))
 	}
-	if l.take("greedy", 200*time.Second, 20) != 0 || l.take("greedy", 200*time.Second, 1) == 0 {
+	if l.Take("greedy", 200*time.Second, 20) != 0 || l.Take("greedy", 200*time.Second, 1) == 0 {
 		t.Error("the rate of a key is not enforced")
 	}
-	if l.take("other", 200*time.Second, 20) != 0 {
+	if l.Take("other", 200*time.Second, 20) != 0 {
 		t.Error("the use of one key counts for another")
 	}
 }
 
 // 65,536 keys are known at most, as docs/limits.md says.
 func TestAKeyedLimiterKnowsAtMost65536Keys(t *testing.T) {
-	l := newKeyedLimiter(perSecond(1))
+	l := NewKeyed(PerSecond(1))
 	for i := range 70_000 {
-		l.take(fmt.Sprint(i), time.Second, 2)
+		l.Take(fmt.Sprint(i), time.Second, 2)
 	}
 	if len(l.states) > 65_536 {
 		t.Errorf("%d keys are known", len(l.states))
@@ -101,10 +101,10 @@ func TestAKeyedLimiterKnowsAtMost65536Keys(t *testing.T) {
 
 // An attacker has more names than there is memory: the limiter stays small.
 func TestAKeyedLimiterIsBounded(t *testing.T) {
-	l := newKeyedLimiter(perSecond(1))
+	l := NewKeyed(PerSecond(1))
 	l.size = 1000
 	for i := range 50_000 {
-		l.take(fmt.Sprint(i), time.Second, 2)
+		l.Take(fmt.Sprint(i), time.Second, 2)
 	}
 	if len(l.states) > 1000 {
 		t.Errorf("%d keys are known, want at most 1,000", len(l.states))

@@ -1,48 +1,34 @@
-package http
+// Package ingress judges who may come in by the request alone: its sender behind
+// trusted proxies, its origin, and its host. It knows no user and no configuration
+// but its lists.
+package ingress
 
 import (
-	"context"
 	"net/http"
 	"net/netip"
 	"strings"
 )
 
-// A caller is what this service knows about the sender of a request. It is
-// determined once, by withCallerInfo, and stored in the request's context.
-type caller struct {
-	// id is the request id in answers and log lines.
-	id string
-	// addr is the client's own address, without a port. It is the peer's address
+// A Sender is what a request says about where it comes from.
+type Sender struct {
+	// Addr is the client's own address, without a port. It is the peer's address
 	// unless a trusted proxy names another.
-	addr netip.Addr
-	// countByAddress says that connections of this address are counted.
-	countByAddress bool
-	// host is the host that the client requested, host[:port].
-	host string
-	// proto is the scheme that the client used, http or https; "" if no trusted
+	Addr netip.Addr
+	// Network is the network by which connections of this address are counted: an
+	// IPv4 address, or the /64 of an IPv6 address. It is zero if they are not
+	// counted by address.
+	Network netip.Prefix
+	// Host is the host that the client requested, host[:port].
+	Host string
+	// Proto is the scheme that the client used, http or https; "" if no trusted
 	// proxy named it.
-	proto string
-	// key is the name of the API key of the request, user the user of its token; ""
-	// for none.
-	key, user string
+	Proto string
 }
 
-type callerKey struct{}
+// Proxies are the networks of trusted proxies.
+type Proxies []netip.Prefix
 
-func withCaller(r *http.Request, c *caller) *http.Request {
-	return r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
-}
-
-// callerOf returns the caller of a request that passed withCallerInfo.
-func callerOf(r *http.Request) *caller {
-	c, _ := r.Context().Value(callerKey{}).(*caller)
-	return c
-}
-
-// proxies are the networks of trusted proxies.
-type proxies []netip.Prefix
-
-func (p proxies) trust(a netip.Addr) bool {
+func (p Proxies) trusts(a netip.Addr) bool {
 	for _, prefix := range p {
 		if prefix.Contains(a) {
 			return true
@@ -51,25 +37,24 @@ func (p proxies) trust(a netip.Addr) bool {
 	return false
 }
 
-// caller determines who sent a request. X-Forwarded-For, -Host and -Proto count
-// only if the peer is a trusted proxy. Other headers that some proxies write
+// Sender determines where a request comes from. X-Forwarded-For, -Host and -Proto
+// count only if the peer is a trusted proxy. Other headers that some proxies write
 // (X-Real-Ip, Forwarded) never count: a proxy that does not write them passes on
 // what the client invented.
-func (p proxies) caller(r *http.Request) *caller {
+func (p Proxies) Sender(r *http.Request) Sender {
 	peer := parseAddr(r.RemoteAddr)
-	c := &caller{addr: peer, host: r.Host, countByAddress: isPublicAddr(peer)}
-	if !peer.IsValid() || !p.trust(peer) {
-		return c
+	if !peer.IsValid() || !p.trusts(peer) {
+		return Sender{Addr: peer, Network: p.peerNetwork(peer), Host: r.Host}
 	}
-	c.countByAddress = true
-	c.addr = p.client(peer, r.Header.Values("X-Forwarded-For"))
+	addr := p.client(peer, r.Header.Values("X-Forwarded-For"))
+	s := Sender{Addr: addr, Network: network(addr), Host: r.Host}
 	if hosts := r.Header.Values("X-Forwarded-Host"); len(hosts) > 0 {
-		c.host = singleValue(hosts)
+		s.Host = singleValue(hosts)
 	}
 	if protos := r.Header.Values("X-Forwarded-Proto"); len(protos) > 0 {
-		c.proto = forwardedProto(singleValue(protos))
+		s.Proto = forwardedProto(singleValue(protos))
 	}
-	return c
+	return s
 }
 
 // client finds the client's address in X-Forwarded-For. Each proxy appends the
@@ -77,7 +62,7 @@ func (p proxies) caller(r *http.Request) *caller {
 // first address that is no trusted proxy is the client; everything left of it is
 // the client's invention. An invalid entry ends the search at the proxy that wrote
 // it.
-func (p proxies) client(peer netip.Addr, lines []string) netip.Addr {
+func (p Proxies) client(peer netip.Addr, lines []string) netip.Addr {
 	last := peer
 	for i := len(lines) - 1; i >= 0; i-- {
 		rest, more := lines[i], true
@@ -88,7 +73,7 @@ func (p proxies) client(peer netip.Addr, lines []string) netip.Addr {
 			if !a.IsValid() {
 				return last
 			}
-			if last = a; !p.trust(a) {
+			if last = a; !p.trusts(a) {
 				return a
 			}
 		}
@@ -141,11 +126,11 @@ func forwardedProto(s string) string {
 	return "unknown"
 }
 
-// isPublicAddr reports whether an address may belong to one client on the Internet.
+// isPublic reports whether an address may belong to one client on the Internet.
 // A peer on loopback or in a private network is an internal client or a proxy that
 // is not configured as trusted. A limit for its address would limit all clients
 // behind it together.
-func isPublicAddr(a netip.Addr) bool {
+func isPublic(a netip.Addr) bool {
 	return a.IsValid() && !a.IsLoopback() && !a.IsPrivate() && !a.IsLinkLocalUnicast()
 }
 
@@ -153,13 +138,27 @@ func isPublicAddr(a netip.Addr) bool {
 // addresses would limit nobody.
 const ipv6PrefixBits = 64
 
-// addressPrefix returns the network by which connections are counted: an IPv4
-// address, or the /64 of an IPv6 address.
-func addressPrefix(a netip.Addr) netip.Prefix {
+// network returns the network by which connections of an address are counted.
+func network(a netip.Addr) netip.Prefix {
 	bits := a.BitLen()
 	if a.Is6() {
 		bits = ipv6PrefixBits
 	}
 	p, _ := a.Prefix(bits) // in range by construction; zero for the zero Addr
 	return p
+}
+
+// PeerNetwork returns the network by which connections of a peer are counted as long
+// as no header was read.
+func (p Proxies) PeerNetwork(remoteAddr string) netip.Prefix {
+	return p.peerNetwork(parseAddr(remoteAddr))
+}
+
+// peerNetwork returns the zero Prefix for trusted proxies and internal addresses,
+// since many clients share them.
+func (p Proxies) peerNetwork(peer netip.Addr) netip.Prefix {
+	if !isPublic(peer) || p.trusts(peer) {
+		return netip.Prefix{}
+	}
+	return network(peer)
 }

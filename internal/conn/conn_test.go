@@ -1,4 +1,4 @@
-package http
+package conn
 
 import (
 	"bytes"
@@ -9,15 +9,20 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 )
 
-// tcpPair returns a conn over real TCP with small buffers, its client, and the
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// tcpPair returns a Conn over real TCP with small buffers, its client, and the
 // count of queued bytes.
-func tcpPair(t *testing.T, limit int) (*conn, *net.TCPConn, *atomic.Int64) {
+func tcpPair(t *testing.T, limit int) (*Conn, *net.TCPConn, *atomic.Int64) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -36,7 +41,7 @@ func tcpPair(t *testing.T, limit int) (*conn, *net.TCPConn, *atomic.Int64) {
 	_ = client.(*net.TCPConn).SetReadBuffer(32 << 10)
 	_ = server.(*net.TCPConn).SetWriteBuffer(16 << 10)
 	queued, tick := new(atomic.Int64), new(atomic.Int64)
-	return newConn(server, nil, limit, queued, tick), client.(*net.TCPConn), queued
+	return New(server, nil, Options{QueueBytes: limit, TotalQueued: queued, Tick: tick}), client.(*net.TCPConn), queued
 }
 
 // parseFrames splits a stream into the opcodes and payloads of its frames. It fails
@@ -110,11 +115,11 @@ func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 // At most QUEUE_BYTES are queued for a client that does not read. The next frame
 // closes the client with 4208 and drops the queue.
 func TestTheSendQueueIsBounded(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		const limit = 1 << 20
 		client, server := net.Pipe()
 		queued := new(atomic.Int64)
-		c := newConn(server, nil, limit, queued, new(atomic.Int64))
+		c := New(server, nil, Options{QueueBytes: limit, TotalQueued: queued, Tick: new(atomic.Int64)})
 		f := bigMessage(1, 1000)
 		accepted := 0
 		for c.Queue(f) {
@@ -123,7 +128,7 @@ func TestTheSendQueueIsBounded(t *testing.T) {
 		if accepted > limit || accepted+len(f) <= limit {
 			t.Errorf("%d bytes are queued, want as many whole frames as fit into %d", accepted, limit)
 		}
-		if code, ours := c.closeStatus(); code != protocol.CloseSlow || !ours {
+		if code, ours := c.CloseStatus(); code != protocol.CloseSlow || !ours {
 			t.Errorf("closed with %d, want 4208", code)
 		}
 		if got := queued.Load(); got > 100 {
@@ -196,6 +201,20 @@ func TestNothingFollowsACloseFrame(t *testing.T) {
 	}
 }
 
+// A flush to a client that is gone drops its frames, and they no longer count as queued.
+func TestAFailedFlushLeavesNothingCounted(t *testing.T) {
+	c, client, queued := tcpPair(t, 1<<20)
+	_ = client.SetLinger(0) // resets the connection
+	_ = client.Close()
+	for c.Queue(bigMessage(1, 100)) && c.Queue(bigMessage(2, 100)) {
+		c.Flush()
+	}
+	if got := queued.Load(); got != 0 {
+		t.Errorf("%d bytes are still counted as queued", got)
+	}
+	_ = c.Close()
+}
+
 func BenchmarkSend(b *testing.B) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -211,7 +230,7 @@ func BenchmarkSend(b *testing.B) {
 		b.Fatal(err)
 	}
 	go func() { _, _ = io.Copy(io.Discard, client) }()
-	c := newConn(server, nil, 1<<30, new(atomic.Int64), new(atomic.Int64))
+	c := New(server, nil, Options{QueueBytes: 1 << 30, TotalQueued: new(atomic.Int64), Tick: new(atomic.Int64)})
 	f := bigMessage(1, 126)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -1,4 +1,4 @@
-package http
+package ingress
 
 import (
 	"net/http"
@@ -111,8 +111,8 @@ func (o origin) String() string { return o.scheme + "://" + o.authority.String()
 // frame, a file, some redirects. Anybody can make such a page.
 const nullOrigin = "null"
 
-// origins are the pages that may connect, beside those of the service's own origin.
-type origins struct {
+// Origins are the pages that may connect, beside those of the service's own origin.
+type Origins struct {
 	exact    map[string]bool
 	patterns []originPattern
 	null     bool
@@ -123,9 +123,9 @@ type origins struct {
 // https://example.com nor https://a.b.example.com.
 type originPattern struct{ prefix, suffix string }
 
-// newOrigins takes a list that internal/config has validated.
-func newOrigins(list []string) origins {
-	all := origins{exact: map[string]bool{}}
+// NewOrigins takes a list that internal/config has validated.
+func NewOrigins(list []string) Origins {
+	all := Origins{exact: map[string]bool{}}
 	for _, item := range list {
 		before, after, isPattern := strings.Cut(item, "*")
 		// A label stands in for the star while the rest is normalized.
@@ -144,10 +144,10 @@ func newOrigins(list []string) origins {
 	return all
 }
 
-// allow reports whether a page may connect. A request without an Origin is allowed:
+// Allow reports whether a page may connect. A request without an Origin is allowed:
 // it does not come from a browser, and another program could write any Origin. More
 // than one Origin, or one that can't be parsed, is refused.
-func (all *origins) allow(r *http.Request) bool {
+func (o *Origins) Allow(r *http.Request, from *Sender) bool {
 	values := r.Header.Values("Origin")
 	if len(values) == 0 {
 		return true
@@ -156,29 +156,29 @@ func (all *origins) allow(r *http.Request) bool {
 		return false
 	}
 	if values[0] == nullOrigin {
-		return all.null
+		return o.null
 	}
-	o, ok := parseOrigin(values[0])
-	return ok && (sameOrigin(o, callerOf(r)) || all.listed(o))
+	page, ok := parseOrigin(values[0])
+	return ok && (sameOrigin(page, from) || o.listed(page))
 }
 
 // sameOrigin compares the origin with the requested host, and with the scheme if a
 // trusted proxy named it. Without such a proxy, TLS may have ended on the way, so
 // both schemes of the host are accepted.
-func sameOrigin(o origin, c *caller) bool {
-	if o.scheme != "http" && o.scheme != "https" || c.proto != "" && c.proto != o.scheme {
+func sameOrigin(page origin, from *Sender) bool {
+	if page.scheme != "http" && page.scheme != "https" || from.Proto != "" && from.Proto != page.scheme {
 		return false
 	}
-	host, ok := parseAuthority(c.host)
-	return ok && host.withoutDefaultPort(o.scheme) == o.authority
+	host, ok := parseAuthority(from.Host)
+	return ok && host.withoutDefaultPort(page.scheme) == page.authority
 }
 
-func (all *origins) listed(o origin) bool {
-	text := o.String()
-	if all.exact[text] {
+func (o *Origins) listed(page origin) bool {
+	text := page.String()
+	if o.exact[text] {
 		return true
 	}
-	for _, p := range all.patterns {
+	for _, p := range o.patterns {
 		rest, ok := strings.CutPrefix(text, p.prefix)
 		if !ok {
 			continue

@@ -1,0 +1,136 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"switchyard/internal/auth"
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// A Verifier turns a token into an identity. Its errors contain no part of the
+// token. It is safe for concurrent use.
+type Verifier interface {
+	Verify(ctx context.Context, token string) (auth.Identity, error)
+	// Anonymous returns the identity of clients without a token, and whether such
+	// clients may connect.
+	Anonymous() (auth.Identity, bool)
+}
+
+// An authenticator says whom a token belongs to, and whether that user may connect.
+type authenticator struct {
+	verifier   Verifier
+	bans       Bans
+	queryToken bool // a token may be in the query
+}
+
+// verifyTimeout bounds the check of a token, which may wait for keys.
+const verifyTimeout = 5 * time.Second
+
+// queryTokenParam is the query parameter that may carry a token if AUTH_QUERY_TOKEN
+// allows it.
+const queryTokenParam = "access_token"
+
+// readHandshake reads the token and the session that a handshake offers. It refuses two
+// tokens, because it can't know which one a proxy on the way has checked.
+func (a *authenticator) readHandshake(r *http.Request) (protocol.Handshake, error) {
+	if r.ContentLength != 0 {
+		// A proxy would read these bytes as the body, and this node as frames.
+		return protocol.Handshake{}, &message.InvalidError{Field: "Content-Length", Reason: "must be 0: a handshake has no body"}
+	}
+	o, err := protocol.ReadHandshake(r)
+	if err != nil || !a.queryToken {
+		return o, err
+	}
+	tokens := r.URL.Query()[queryTokenParam]
+	switch {
+	case len(tokens) == 0:
+	case len(tokens) > 1 || o.Token != "":
+		return protocol.Handshake{}, &message.InvalidError{Field: "token", Reason: "must be given once"}
+	case tokens[0] == "" || len(tokens[0]) > protocol.MaxTokenLength:
+		return protocol.Handshake{}, &message.InvalidError{Field: "token", Reason: "must be of 1 to 8192 bytes"}
+	default:
+		o.Token = tokens[0]
+	}
+	return o, nil
+}
+
+// verify calls Verify with a timeout. The client sees its error.
+func (a *authenticator) verify(ctx context.Context, token string) (auth.Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
+	defer cancel()
+	identity, err := a.verifier.Verify(ctx, token)
+	switch {
+	case errors.Is(err, auth.ErrUnavailable):
+		return identity, &protocol.Error{Code: protocol.CodeUnavailable, Message: err.Error(), RetryAfter: message.RetryAfter}
+	case err != nil:
+		return identity, &protocol.Error{Code: protocol.CodeUnauthorized, Message: err.Error()}
+	}
+	return identity, nil
+}
+
+// The values of the label result of websocket_connections_total for connections
+// that are refused because of their user.
+const (
+	resultUnauthorized  = "unauthorized"
+	resultRemoved       = "removed"
+	resultTooManyOfUser = "too_many_user"
+)
+
+// A clientIdentity is what a handshake says about its client.
+type clientIdentity struct {
+	identity auth.Identity
+	// rejection is why the connection is closed at once, for the audit log.
+	rejection string
+	// known is false if the client must still send a token in an auth frame.
+	known bool
+}
+
+// authenticateHandshake determines the identity behind a handshake, and assigns the
+// admission slot to its user or marks it for rejection. It returns an error if the
+// handshake must be refused over HTTP.
+func (a *authenticator) authenticateHandshake(ctx context.Context, o protocol.Handshake, slot *admissionSlot) (clientIdentity, error) {
+	if slot.closeCode != 0 {
+		return clientIdentity{}, nil
+	}
+	if o.Token == "" {
+		identity, open := a.verifier.Anonymous()
+		return clientIdentity{identity: identity, known: open}, nil
+	}
+	identity, err := a.verify(ctx, o.Token)
+	if err != nil {
+		if e := protocol.ErrorFor(err); e.Code == protocol.CodeUnavailable {
+			return clientIdentity{}, e // not a refusal: the client retries with the same token
+		}
+		return clientIdentity{rejection: err.Error()}, slot.rejectOrError(protocol.CloseUnauthorized, resultUnauthorized, err)
+	}
+	code, result, err := a.admitUser(identity.User, slot)
+	if err != nil {
+		return clientIdentity{identity: identity, rejection: err.Error()}, slot.rejectOrError(code, result, err)
+	}
+	return clientIdentity{identity: identity, known: true}, nil
+}
+
+// admitUser assigns the slot to a user, unless the user is banned or has too many
+// connections. Then it returns the close code, the metric's result and the error.
+func (a *authenticator) admitUser(user string, slot *admissionSlot) (protocol.CloseCode, string, error) {
+	if a.banned(user) {
+		return protocol.CloseRemoved, resultRemoved, errBanned
+	}
+	if !slot.assignUser(user) {
+		return protocol.CloseTooManyConnections, resultTooManyOfUser, errNoCapacity
+	}
+	return 0, "", nil
+}
+
+// banned reports whether a user is banned. Anonymous users never are.
+func (a *authenticator) banned(user string) bool {
+	if user == "" {
+		return false
+	}
+	_, banned := a.bans.Banned(user)
+	return banned
+}

@@ -1,0 +1,113 @@
+package http
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/go-chi/chi/v5"
+
+	"switchyard/internal/message"
+	"switchyard/internal/protocol"
+)
+
+// bearer returns the bearer credential of a request. It returns "" for none, and
+// for several, because it can't know which one a proxy on the way has checked.
+func bearer(r *http.Request) string {
+	lines := r.Header.Values("Authorization")
+	if len(lines) != 1 {
+		return ""
+	}
+	scheme, given, _ := strings.Cut(lines[0], " ")
+	if !strings.EqualFold(scheme, "bearer") {
+		return ""
+	}
+	return strings.TrimSpace(given)
+}
+
+// maxBatchBody bounds the body of a batch, in bytes. Each message in it has the
+// bound of a single one.
+const maxBatchBody = 1 << 20
+
+// readBody reads a request's JSON. It ignores Content-Type, because many callers do
+// not set it: curl -d says that the body is a form.
+func readBody(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error) {
+	if coding := r.Header.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return nil, errEncoding
+	}
+	if r.ContentLength > int64(limit) && r.Header.Get("Expect") != "" {
+		// The client waits for 100 Continue, so it gets the refusal before it sends
+		// the body. Other bodies are read to the bound: an answer to a client that
+		// still writes would be lost with the connection.
+		return nil, &http.MaxBytesError{Limit: int64(limit)}
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, fmt.Errorf("reading the body: %w", err)
+	case err != nil:
+		// The body was cut, or slower than requestTimeout.
+		return nil, &protocol.Error{Code: protocol.CodeMalformed, Message: "the body did not come whole"}
+	}
+	return b, nil
+}
+
+// pathParam returns a parameter of the path, decoded once. The router matches the
+// raw path only if net/http kept it in RawPath. Otherwise the parameter is decoded
+// already: a second decoding would turn %2541 into A, not %41.
+func pathParam(r *http.Request, name string) (string, error) {
+	value := chi.URLParam(r, name)
+	if r.URL.RawPath == "" {
+		return value, nil
+	}
+	return url.PathUnescape(value)
+}
+
+func roomOf(r *http.Request) (message.Room, error) {
+	name, err := pathParam(r, "room")
+	if err != nil {
+		return "", &message.InvalidError{Field: "room", Reason: "has a broken percent escape"}
+	}
+	room, err := message.ParseRoom(name)
+	if err != nil {
+		return "", err
+	}
+	if room.Reserved() {
+		return "", protocol.ErrReserved
+	}
+	return room, nil
+}
+
+// queryOne returns an optional query parameter. It refuses a malformed query and a
+// repeated name: ignoring them would answer a different question.
+func queryOne(r *http.Request, name string) (value string, given bool, err error) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return "", false, &message.InvalidError{Field: "query", Reason: "must be name=value, joined by &, with whole percent escapes"}
+	}
+	switch values := query[name]; len(values) {
+	case 0:
+		return "", false, nil
+	case 1:
+		return values[0], true, nil
+	}
+	return "", false, &message.InvalidError{Field: name, Reason: "can't be given twice"}
+}
+
+// queryInt returns an optional query parameter that is an integer within bounds.
+func queryInt(r *http.Request, name string, low, high int64) (int64, bool, error) {
+	value, given, err := queryOne(r, name)
+	if err != nil || !given {
+		return 0, false, err
+	}
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || n < low || n > high {
+		return 0, false, &message.InvalidError{Field: name, Reason: fmt.Sprintf("must be a whole number from %d to %d", low, high)}
+	}
+	return n, true, nil
+}

@@ -1,0 +1,95 @@
+// Package ratelimit enforces rates with a burst: one number for a connection, and a
+// bounded table of them for names. It has no clock of its own.
+package ratelimit
+
+import (
+	"sync"
+	"time"
+)
+
+// A Limit is a number of events per second, and a burst after a quiet time. The
+// zero value is no limit.
+type Limit struct{ PerSecond, Burst int }
+
+// PerSecond returns a limit with a burst of two seconds' worth, for clients that
+// resume after a pause.
+func PerSecond(n int) Limit { return Limit{n, 2 * n} }
+
+// cost returns the time in which the limit allows n events, in nanoseconds.
+func (l Limit) cost(n int) int64 { return int64(n) * int64(time.Second) / int64(l.PerSecond) }
+
+// A State is the used part of a limit, as one number (generic cell rate
+// algorithm): the time, in nanoseconds of the caller's clock, at which the whole
+// burst is available again. A state in the past equals the zero state, so it can
+// be dropped.
+type State int64
+
+// Take uses n events at the time now and returns 0, or returns how long to wait
+// until n are available. More than the burst counts as the burst, since it could
+// never pass otherwise.
+func (s *State) Take(l Limit, now time.Duration, n int) (wait time.Duration) {
+	if l.PerSecond <= 0 || n <= 0 {
+		return 0
+	}
+	due := max(int64(*s), int64(now)) + l.cost(min(n, l.Burst))
+	if late := due - int64(now) - l.cost(l.Burst); late > 0 {
+		return time.Duration(late)
+	}
+	*s = State(due)
+	return 0
+}
+
+// maxKeys bounds the keys of a Keyed. Each key was used within about the last two
+// seconds.
+const maxKeys = 1 << 16
+
+// A Keyed has a state for each key, all with the same limit. It drops keys with a
+// full burst. If it is full, it drops some others, because names are unlimited. It
+// is safe for concurrent use.
+type Keyed struct {
+	limit Limit
+	size  int
+
+	// mu protects the fields below.
+	mu      sync.Mutex
+	states  map[string]State
+	sweepAt int // the length at which idle keys are swept again
+}
+
+// NewKeyed returns a Keyed that knows no key yet.
+func NewKeyed(l Limit) *Keyed {
+	return &Keyed{limit: l, size: maxKeys, states: map[string]State{}, sweepAt: 64}
+}
+
+// Take is State.Take for a key.
+func (k *Keyed) Take(key string, now time.Duration, n int) (wait time.Duration) {
+	if k.limit.PerSecond <= 0 {
+		return 0
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s, known := k.states[key]
+	if !known && len(k.states) >= k.sweepAt {
+		k.sweep(now)
+	}
+	wait = s.Take(k.limit, now, n)
+	k.states[key] = s
+	return wait
+}
+
+// sweep drops the keys that have their full burst. Caller holds mu.
+func (k *Keyed) sweep(now time.Duration) {
+	for key, s := range k.states {
+		if int64(s) <= int64(now) {
+			delete(k.states, key)
+		}
+	}
+	for key := range k.states {
+		if len(k.states) <= k.size/4*3 {
+			break
+		}
+		delete(k.states, key)
+	}
+	// Each sweep is paid for by as many new keys, or by a quarter of the bound.
+	k.sweepAt = min(max(64, 2*len(k.states)), k.size)
+}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"switchyard/internal/drain"
 	"switchyard/internal/message"
 )
 
@@ -36,20 +37,20 @@ func (s *Server) adminRoutes() http.Handler {
 }
 
 func (s *Server) drainState(w http.ResponseWriter, _ *http.Request) error {
-	return writeJSON(w, http.StatusOK, s.DrainState())
+	return writeJSON(w, http.StatusOK, s.drain.State())
 }
 
 // beginDrain starts a drain: POST /drain?scope=deployment&reason=text. It answers
 // at once. The process keeps running, and DELETE cancels the drain.
 func (s *Server) beginDrain(w http.ResponseWriter, r *http.Request) error {
-	scope := Scope(r.URL.Query().Get("scope"))
+	scope := drain.Scope(r.URL.Query().Get("scope"))
 	if scope == "" {
-		scope = ScopeNode
+		scope = drain.ScopeNode
 	}
-	if scope != ScopeNode && scope != ScopeDeployment {
+	if scope != drain.ScopeNode && scope != drain.ScopeDeployment {
 		return &message.InvalidError{Field: "scope", Reason: "must be node or deployment"}
 	}
-	if scope == ScopeDeployment && s.cfg.Deployment == "" {
+	if scope == drain.ScopeDeployment && s.cfg.Deployment == "" {
 		return &message.InvalidError{Field: "scope", Reason: "can't be deployment: DEPLOYMENT is not set"}
 	}
 	reason := r.URL.Query().Get("reason")
@@ -59,8 +60,8 @@ func (s *Server) beginDrain(w http.ResponseWriter, r *http.Request) error {
 	if len(reason) > maxReason || !utf8.ValidString(reason) {
 		return &message.InvalidError{Field: "reason", Reason: fmt.Sprintf("must be at most %d bytes of UTF-8", maxReason)}
 	}
-	s.findOrStartDrain(scope, reason)
-	return writeJSON(w, http.StatusAccepted, s.DrainState())
+	s.drain.Start(scope, reason)
+	return writeJSON(w, http.StatusAccepted, s.drain.State())
 }
 
 // maxReason bounds the reason of a drain, in bytes. Every client gets the reason.
@@ -68,8 +69,8 @@ const maxReason = 64
 
 // endDrain cancels a drain. Without a drain it changes nothing.
 func (s *Server) endDrain(w http.ResponseWriter, _ *http.Request) error {
-	s.Undrain()
-	return writeJSON(w, http.StatusOK, s.DrainState())
+	s.drain.Undrain()
+	return writeJSON(w, http.StatusOK, s.drain.State())
 }
 
 func (s *Server) logLevel(w http.ResponseWriter, _ *http.Request) error {

@@ -46,8 +46,7 @@ type admissionSlot struct {
 func (s *Server) admit(c *caller) *admissionSlot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	phase := s.drain.currentPhase()
-	if s.stopping || phase != "" && phase != phaseDelay {
+	if !s.drain.TakesClients() { // with mu held, so that a drain does not miss the connection
 		return nil
 	}
 	slot := &admissionSlot{server: s, result: "ok"}

@@ -28,7 +28,7 @@ func (s *Server) auditRefusal(r *http.Request, err error, p *problem) {
 		given = callerOf(r).host
 	case errors.Is(err, errNoAPIKey):
 		event = auditKey
-	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity) && !s.isClosing():
+	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity) && !s.drain.IsClosing():
 		event = auditLimit
 	}
 	if event == "" {

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/drain"
 	"switchyard/internal/testkit"
 )
 
@@ -89,8 +90,8 @@ func TestTheAuditLogRecordsRefusals(t *testing.T) {
 	for range 10 {
 		get("/v1/rooms", with(9, "Authorization", "Bearer "+testKey))
 	}
-	n.findOrStartDrain(ScopeNode, "by a test")
-	n.Undrain()
+	n.drain.Start(drain.ScopeNode, "by a test")
+	n.drain.Undrain()
 	if err := n.audit.close(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,10 @@
 package http
 
-import "net/http"
+import (
+	"net/http"
+
+	"switchyard/internal/drain"
+)
 
 // A Component is the state of one component in /readyz.
 type Component struct {
@@ -28,10 +32,10 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
 			status, statusText = http.StatusServiceUnavailable, "not ready"
 		}
 	}
-	if d := s.DrainState(); d.Phase != "" || s.isClosing() {
+	if d := s.drain.State(); d.Phase != "" || s.drain.IsClosing() {
 		status, statusText = http.StatusServiceUnavailable, "draining"
-		if d.Phase == phaseDrained {
-			statusText = phaseDrained
+		if d.Phase == drain.PhaseDrained {
+			statusText = drain.PhaseDrained
 		}
 		answer["drain"] = d
 	}

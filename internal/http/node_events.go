@@ -17,7 +17,7 @@ func (s *Server) HandleNodeEvent(event message.NodeEvent) {
 			sock.session.released = true
 			// A client that was asked to move closes this connection itself, after
 			// it has joined rooms that may not be saved in the session yet.
-			if event.Kind == message.EventSessionLive && sock.moveAskedAt.Load() == 0 {
+			if event.Kind == message.EventSessionLive && !sock.moveRequest.IsMade() {
 				sock.closeReplacedIn(oldConnectionTimeout)
 			} else {
 				sock.closeReplacedIn(sock.server.cfg.TakeoverTimeout)

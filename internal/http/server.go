@@ -20,6 +20,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"switchyard/internal/auth"
+	"switchyard/internal/drain"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
 )
@@ -88,7 +89,7 @@ type Config struct {
 	// MoveTargets describes the nodes that receive a draining node's clients,
 	// without those that the scope excludes. It must not block. Nil: nothing is
 	// known of other nodes.
-	MoveTargets func(Scope) MoveTargets
+	MoveTargets func(drain.Scope) drain.MoveTargets
 	// Sessions and SessionEvents keep clients' sessions. Both are nil if no sessions
 	// are kept.
 	Sessions      Sessions
@@ -145,9 +146,6 @@ func (c *Config) defaults() {
 		start := time.Now()
 		c.now = func() time.Duration { return time.Since(start) }
 	}
-	if c.MoveTargets == nil {
-		c.MoveTargets = func(Scope) MoveTargets { return MoveTargets{} }
-	}
 }
 
 // Bounds on plain HTTP.
@@ -191,20 +189,16 @@ type Server struct {
 	sessionWriter    sessionWriter
 	sessions         sessionIndex
 	// moveLatencies are those of clients that moved here.
-	moveLatencies moveLatencies
+	moveLatencies drain.MoveLatencies
+	drain         *drain.Node
 	// Counters since the start: handshakes that were accepted, the part of them
-	// with a session of another node, handshakes over MaxHandshakeRate, and clients
-	// that a drain asked to move.
+	// with a session of another node, and handshakes over MaxHandshakeRate.
 	handshakes, handshakesMoved, handshakesRefused meter
-	movesAsked                                     atomic.Int64
 
 	// mu protects the fields below.
-	mu             sync.Mutex
-	exitAfterDrain bool   // the process ends after the drain
-	stopping       bool   // Stop was called
-	drain          *drain // nil: none is running
-	admission      admission
-	empty          chan struct{} // closed when nobody is connected; nil: nobody waits
+	mu        sync.Mutex
+	admission admission
+	empty     chan struct{} // closed when nobody is connected; nil: nobody waits
 }
 
 // New returns a server whose background loops run. Shutdown stops them.
@@ -228,6 +222,7 @@ func New(cfg Config) *Server {
 	s.httpConns = newHTTPConnLimiter(s)
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
 	s.audit = newAuditor(cfg.Audit, cfg.Node, s.log, &s.metrics.auditMetrics)
+	s.drain = newDrain(s)
 	s.openSockets.server, s.sessionWriter.server = s, s
 	s.sessionWriter.wake = make(chan struct{}, 1)
 	s.handshakeLimiter = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
@@ -280,22 +275,7 @@ func (s *Server) uptime() time.Duration { return time.Since(s.started) }
 func (s *Server) Handler() http.Handler { return s.public.Handler }
 
 // Stop makes the server unready and refuses handshakes from now on.
-func (s *Server) Stop() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stopping = true
-}
-
-// CloseSockets stops the server, closes all clients with 1012, so that they go to
-// another node, and waits until they are gone or ctx ends.
-func (s *Server) CloseSockets(ctx context.Context) error {
-	s.Stop()
-	if !s.closeAll(ctx) {
-		s.openSockets.each(func(sock *socket) { sock.conn.abort() })
-		return fmt.Errorf("clients that did not answer the close: %w", ctx.Err())
-	}
-	return nil
-}
+func (s *Server) Stop() { s.drain.Stop() }
 
 // Shutdown stops both listeners, waits for running requests, and stops the
 // background loops and the audit log. It does not wait for WebSockets: see
@@ -315,14 +295,6 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		err = errors.Join(err, fmt.Errorf("sessions to be saved: %w", ctx.Err()))
 	}
 	return errors.Join(err, s.audit.close(ctx))
-}
-
-// isClosing reports whether a new connection must be closed at once.
-func (s *Server) isClosing() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	phase := s.drain.currentPhase()
-	return s.stopping || phase == phaseClosing || phase == phaseDrained
 }
 
 // connectionCount returns the number of open connections.

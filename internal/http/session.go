@@ -204,7 +204,7 @@ func (sock *socket) deferMove() bool {
 // isMoving reports whether the client is moving to another connection or has moved.
 // Then closing this connection does not make it leave its rooms.
 func (sock *socket) isMoving() bool {
-	if sock.moveAskedAt.Load() != 0 {
+	if sock.moveRequest.IsMade() {
 		return true
 	}
 	if sock.session == nil {

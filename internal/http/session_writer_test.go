@@ -10,6 +10,7 @@ import (
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/drain"
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
@@ -41,7 +42,7 @@ func startFailingSavesNode(t *testing.T, fails int64) (*node, *failingSaves) {
 		c.Sessions = f
 		c.Heartbeat = time.Hour
 		c.DrainWindow, c.DrainTimeout = 3*time.Second, 20*time.Second
-		c.MoveTargets = func(Scope) MoveTargets { return healthyTargets }
+		c.MoveTargets = func(drain.Scope) drain.MoveTargets { return healthyTargets }
 	})
 	f.faultySessions = a
 	return n, f
@@ -82,8 +83,8 @@ func TestFailingSavesDoNotBlockADrain(t *testing.T) {
 		b, _ := n.connect("", "")
 		n.adminCall("POST", "/drain")
 		b.followMove()
-		n.awaitPhase(phaseDrained)
-		if state := n.DrainState(); state.Moved != 1 {
+		n.awaitPhase(drain.PhaseDrained)
+		if state := n.drain.State(); state.Moved != 1 {
 			t.Errorf("%+v", state)
 		}
 	})
@@ -144,7 +145,7 @@ func TestANormalCloseAfterAMoveLeavesNoRoom(t *testing.T) {
 		n.adminCall("POST", "/drain")
 		moved.followMove()
 		want("the client that was asked to move", two, message.PresenceDisconnected)
-		n.awaitPhase(phaseDrained)
+		n.awaitPhase(drain.PhaseDrained)
 		n.adminCall("DELETE", "/drain")
 	})
 }

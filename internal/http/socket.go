@@ -14,6 +14,7 @@ import (
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/auth"
+	"switchyard/internal/drain"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
 )
@@ -52,7 +53,7 @@ type socket struct {
 	// frameStartTick is the tick at which the frame that is being read began, 0 for
 	// none.
 	frameStartTick atomic.Int64
-	moveAskedAt    atomic.Int64 // when the client was asked to move, Unix ms; 0: not asked
+	moveRequest    drain.MoveRequest // safe for concurrent use
 
 	heartbeatSlot, heartbeatIndex int // guarded by the lock of the heartbeat's slot
 }
@@ -62,6 +63,18 @@ func newSocket(s *Server, ws *websocket.Conn, c *conn, r *http.Request, slot *ad
 	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.addr.String(), started: time.Now(), admission: slot}
 	return sock
 }
+
+// MoveRequest implements drain.Client.
+func (sock *socket) MoveRequest() *drain.MoveRequest { return &sock.moveRequest }
+
+// Send implements drain.Client.
+func (sock *socket) Send(f protocol.Frame) bool { return sock.conn.Send(f) }
+
+// CloseWith implements drain.Client.
+func (sock *socket) CloseWith(code protocol.CloseCode) bool { return sock.conn.CloseWith(code) }
+
+// Abort implements drain.Client.
+func (sock *socket) Abort() { sock.conn.abort() }
 
 // readLoop handles frames until the connection ends. It reads without a deadline:
 // the heartbeat closes silent clients.
@@ -191,7 +204,7 @@ func (sock *socket) dispatch(r *protocol.Request) {
 		// Only a session of another node counts, and only once. Otherwise any
 		// client could slow the drain of another node.
 		if !sock.moveReported && (sock.session == nil || sock.session.fromOtherNode) {
-			sock.server.moveLatencies.record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
+			sock.server.moveLatencies.Record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 		}
 		sock.moveReported = true
 	default:
@@ -260,8 +273,8 @@ func (sock *socket) end(err error) {
 	if code != protocol.CloseNormal && code != protocol.CloseRestart && reason != reasonClient && reason != reasonLost {
 		s.cfg.Hub.CountError(reason)
 	}
-	if sock.moveAskedAt.Load() != 0 || code == protocol.CloseRestart {
-		s.recordMove(code, reason)
+	if sock.moveRequest.IsMade() || code == protocol.CloseRestart {
+		s.drain.RecordEnd(code, reason == reasonClient)
 	}
 	took := time.Since(sock.started)
 	s.metrics.lifetime.Observe(took.Seconds())

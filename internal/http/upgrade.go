@@ -130,7 +130,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	s.serveSocket(sock, client)
 	sock.conn.Flush() // the handshake's answer, if no frame has followed it
 	s.openSockets.add(sock)
-	if s.isClosing() { // closeAll may have passed just before add
+	if s.drain.IsClosing() { // a drain may have closed all just before add
 		sock.conn.CloseWith(protocol.CloseRestart)
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())

@@ -1,0 +1,269 @@
+package drain
+
+import (
+	"encoding/json"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"switchyard/internal/protocol"
+	"switchyard/internal/testkit"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A testNode is a Node whose clients are fakes. Its time is that of a bubble.
+type testNode struct {
+	*Node
+	*fakeClients
+	t       *testing.T
+	reg     *prometheus.Registry
+	logs    *testkit.Logs
+	targets atomic.Pointer[MoveTargets] // what the node learns of others
+}
+
+// inBubble runs f in a bubble of testing/synctest with a node that moves its clients
+// to a node without trouble.
+func inBubble(t *testing.T, change func(*Config), f func(t *testing.T, n *testNode)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		n := &testNode{t: t, fakeClients: &fakeClients{}, reg: prometheus.NewRegistry(), logs: new(testkit.Logs)}
+		n.targets.Store(&healthyTargets)
+		cfg := Config{
+			Node: "n1", Deployment: "d1", Window: 3 * time.Second, Timeout: 20 * time.Second, CloseTimeout: 5 * time.Second,
+			HandshakeRate: 500, MoveTargets: func(Scope) MoveTargets { return *n.targets.Load() },
+			Clients: n.fakeClients, Log: slog.New(slog.NewJSONHandler(n.logs, nil)), Registerer: n.reg,
+		}
+		if change != nil {
+			change(&cfg)
+		}
+		n.Node = New(cfg)
+		n.node = n.Node
+		defer func() {
+			if err := n.CloseClients(t.Context()); err != nil {
+				t.Error(err)
+			}
+			n.Undrain() // refused: the loop ends by itself
+			synctest.Wait()
+		}()
+		f(t, n)
+	})
+}
+
+func (n *testNode) awaitPhase(phase string) {
+	n.t.Helper()
+	testkit.Eventually(n.t, "the phase "+phase, func() bool { return n.State().Phase == phase })
+}
+
+// metric returns the value of a gauge, a counter or the count of a histogram, with
+// the value of its only label.
+func (n *testNode) metric(name, label string) float64 {
+	n.t.Helper()
+	families, err := n.reg.Gather()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			if family.GetName() != name || len(m.GetLabel()) > 0 && m.GetLabel()[0].GetValue() != label {
+				continue
+			}
+			return m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	n.t.Fatalf("there is no metric %s of %q", name, label)
+	return 0
+}
+
+// fakeClients are the clients of a node, as a server keeps them: counted and found
+// under one lock, which is held while the node is asked whether it takes clients.
+type fakeClients struct {
+	node *Node
+	// save replaces SaveBeforeMove. Nil: all sessions are saved.
+	save func([]Client) []Client
+
+	mu    sync.Mutex
+	all   []*fakeClient
+	empty chan struct{}
+}
+
+// connect adds a client, or returns nil if the node takes none.
+func (f *fakeClients) connect(behavior behavior) *fakeClient {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.node.TakesClients() {
+		return nil
+	}
+	c := &fakeClient{clients: f, behavior: behavior, ended: make(chan struct{})}
+	f.all = append(f.all, c)
+	return c
+}
+
+// connectMany adds n clients.
+func (f *fakeClients) connectMany(n int, behavior behavior) []*fakeClient {
+	all := make([]*fakeClient, n)
+	for i := range all {
+		all[i] = f.connect(behavior)
+	}
+	return all
+}
+
+// Each implements Clients.
+func (f *fakeClients) Each(visit func(Client)) {
+	f.mu.Lock()
+	all := slices.Clone(f.all)
+	f.mu.Unlock()
+	for _, c := range all {
+		visit(c)
+	}
+}
+
+// Count implements Clients.
+func (f *fakeClients) Count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.all)
+}
+
+// Emptied implements Clients.
+func (f *fakeClients) Emptied() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.empty == nil {
+		f.empty = make(chan struct{})
+	}
+	empty := f.empty
+	f.notifyEmpty()
+	return empty
+}
+
+func (f *fakeClients) notifyEmpty() {
+	if len(f.all) == 0 && f.empty != nil {
+		close(f.empty)
+		f.empty = nil
+	}
+}
+
+// SaveBeforeMove implements Clients.
+func (f *fakeClients) SaveBeforeMove(wave []Client) []Client {
+	if f.save == nil {
+		return wave
+	}
+	return f.save(wave)
+}
+
+// A behavior is how a client answers.
+type behavior int
+
+const (
+	follows behavior = iota // moves when it is asked to
+	ignores                 // ignores move frames, and answers a close
+	silent                  // answers nothing
+)
+
+// A fakeClient is one client.
+type fakeClient struct {
+	clients  *fakeClients
+	behavior behavior
+	request  MoveRequest
+	ended    chan struct{}
+
+	mu       sync.Mutex
+	moves    []moveFrame
+	code     protocol.CloseCode // 0: not closed by the node
+	closedAt time.Time
+	aborted  bool
+}
+
+// A moveFrame is a move frame, as a client reads it.
+type moveFrame struct {
+	at      time.Time
+	AfterMS int64 `json:"after_ms"`
+	Left    int64 `json:"deadline_ms"`
+	Reason  string
+	Avoid   struct{ Node, Deployment string }
+}
+
+// MoveRequest implements Client.
+func (c *fakeClient) MoveRequest() *MoveRequest { return &c.request }
+
+// Send implements Client.
+func (c *fakeClient) Send(f protocol.Frame) bool {
+	m := moveFrame{at: time.Now()}
+	if err := json.Unmarshal(protocol.Payload(f), &m); err != nil {
+		panic(err)
+	}
+	c.mu.Lock()
+	c.moves = append(c.moves, m)
+	c.mu.Unlock()
+	if c.behavior == follows {
+		time.AfterFunc(time.Duration(m.AfterMS)*time.Millisecond, func() { c.leave(protocol.CloseNormal, true) })
+	}
+	return true
+}
+
+// CloseWith implements Client.
+func (c *fakeClient) CloseWith(code protocol.CloseCode) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.code != 0 {
+		return false
+	}
+	c.code, c.closedAt = code, time.Now()
+	if c.behavior != silent {
+		time.AfterFunc(time.Millisecond, func() { c.leave(code, false) })
+	}
+	return true
+}
+
+// Abort implements Client.
+func (c *fakeClient) Abort() {
+	c.mu.Lock()
+	c.aborted = true
+	code := c.code
+	c.mu.Unlock()
+	c.leave(code, false)
+}
+
+// leave ends the connection, once.
+func (c *fakeClient) leave(code protocol.CloseCode, byClient bool) {
+	f := c.clients
+	f.mu.Lock()
+	i := slices.Index(f.all, c)
+	f.mu.Unlock()
+	if i < 0 {
+		return
+	}
+	if c.request.IsMade() || code == protocol.CloseRestart {
+		f.node.RecordEnd(code, byClient)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i := slices.Index(f.all, c); i >= 0 {
+		f.all = slices.Delete(f.all, i, i+1)
+		close(c.ended)
+		f.notifyEmpty()
+	}
+}
+
+// received returns the move frames so far.
+func (c *fakeClient) received() []moveFrame {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.moves)
+}
+
+// closedWith waits until the connection has ended, and returns the node's close code.
+func (c *fakeClient) closedWith() protocol.CloseCode {
+	<-c.ended
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.code
+}

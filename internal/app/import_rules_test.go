@@ -48,14 +48,15 @@ var importRules = []importRule{
 	{"internal/broker", []string{"internal/message", redis, prometheus}},
 	{"internal/sharedstate", []string{"internal/message", redis, prometheus}},
 	{"internal/drain", []string{"internal/protocol", prometheus}},
+	{"internal/session", []string{"internal/message", "internal/protocol"}},
 	{"internal/http", []string{
-		"internal/drain", "internal/hub", "internal/auth", "internal/protocol", "internal/message", "web",
+		"internal/drain", "internal/session", "internal/hub", "internal/auth", "internal/protocol", "internal/message", "web",
 		"github.com/go-chi/chi/v5", websocket, "golang.org/x/time/rate", prometheus,
 	}},
 	{"internal/config", []string{"github.com/kelseyhightower/envconfig"}},
 	{"internal/app", []string{
 		"internal/auth", "internal/broker", "internal/config", "internal/drain", "internal/http", "internal/hub", "internal/message",
-		"internal/sharedstate", "internal/store", prometheus,
+		"internal/session", "internal/sharedstate", "internal/store", prometheus,
 	}},
 	{"internal/client", []string{"internal/message", websocket}},
 	{"internal/load", []string{"internal/client", "internal/message"}},

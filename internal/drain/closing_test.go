@@ -15,7 +15,7 @@ func TestRemainingClientsAreClosedOverSeconds(t *testing.T) {
 		30:   {40, 0},  // at least 40 at a time
 		1200: {41, 3},  // 3 s
 		2400: {41, 6},  // 80 % of 500 a second
-		8000: {81, 10}, // 10 s
+		5000: {51, 10}, // 10 s
 	} {
 		inBubble(t, nil, func(t *testing.T, n *testNode) {
 			all := n.connectMany(clients, ignores)

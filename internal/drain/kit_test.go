@@ -3,6 +3,7 @@ package drain
 import (
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -34,7 +35,7 @@ type testNode struct {
 func inBubble(t *testing.T, change func(*Config), f func(t *testing.T, n *testNode)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		n := &testNode{t: t, fakeClients: &fakeClients{}, reg: prometheus.NewRegistry(), logs: new(testkit.Logs)}
+		n := &testNode{t: t, fakeClients: &fakeClients{all: map[*fakeClient]struct{}{}}, reg: prometheus.NewRegistry(), logs: new(testkit.Logs)}
 		n.targets.Store(&healthyTargets)
 		cfg := Config{
 			Node: "n1", Deployment: "d1", Window: 3 * time.Second, Timeout: 20 * time.Second, CloseTimeout: 5 * time.Second,
@@ -90,7 +91,7 @@ type fakeClients struct {
 	save func([]Client) []Client
 
 	mu    sync.Mutex
-	all   []*fakeClient
+	all   map[*fakeClient]struct{}
 	empty chan struct{}
 }
 
@@ -102,7 +103,7 @@ func (f *fakeClients) connect(behavior behavior) *fakeClient {
 		return nil
 	}
 	c := &fakeClient{clients: f, behavior: behavior, ended: make(chan struct{})}
-	f.all = append(f.all, c)
+	f.all[c] = struct{}{}
 	return c
 }
 
@@ -118,7 +119,7 @@ func (f *fakeClients) connectMany(n int, behavior behavior) []*fakeClient {
 // Each implements Clients.
 func (f *fakeClients) Each(visit func(Client)) {
 	f.mu.Lock()
-	all := slices.Clone(f.all)
+	all := slices.Collect(maps.Keys(f.all))
 	f.mu.Unlock()
 	for _, c := range all {
 		visit(c)
@@ -236,9 +237,9 @@ func (c *fakeClient) Abort() {
 func (c *fakeClient) leave(code protocol.CloseCode, byClient bool) {
 	f := c.clients
 	f.mu.Lock()
-	i := slices.Index(f.all, c)
+	_, open := f.all[c]
 	f.mu.Unlock()
-	if i < 0 {
+	if !open {
 		return
 	}
 	if c.request.IsMade() || code == protocol.CloseRestart {
@@ -246,8 +247,8 @@ func (c *fakeClient) leave(code protocol.CloseCode, byClient bool) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if i := slices.Index(f.all, c); i >= 0 {
-		f.all = slices.Delete(f.all, i, i+1)
+	if _, open := f.all[c]; open {
+		delete(f.all, c)
 		close(c.ended)
 		f.notifyEmpty()
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"switchyard/internal/drain"
+	"switchyard/internal/session"
 )
 
 // newDrain returns the node of drains that moves and closes the clients of s.
@@ -43,13 +44,15 @@ func (c drainClients) Count() int { return c.server.connectionCount() }
 func (c drainClients) Emptied() <-chan struct{} { return c.server.emptied() }
 
 func (c drainClients) SaveBeforeMove(wave []drain.Client) []drain.Client {
-	sockets := make([]*socket, len(wave))
+	sessions := make([]*session.Session, len(wave))
 	for i, client := range wave {
-		sockets[i] = client.(*socket)
+		sessions[i] = client.(*socket).knownSession()
 	}
-	wave = wave[:0]
-	for _, sock := range c.server.sessionWriter.saveBeforeMove(sockets) {
-		wave = append(wave, sock)
+	readyClients := wave[:0]
+	for i, ready := range c.server.sessions.SaveBeforeMove(sessions) {
+		if ready {
+			readyClients = append(readyClients, wave[i])
+		}
 	}
-	return wave
+	return readyClients
 }

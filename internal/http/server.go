@@ -23,6 +23,7 @@ import (
 	"switchyard/internal/drain"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
+	"switchyard/internal/session"
 )
 
 // Config is what a server needs. Hub, Components, Verifier, Bans, Logger, LogLevel,
@@ -92,8 +93,8 @@ type Config struct {
 	MoveTargets func(drain.Scope) drain.MoveTargets
 	// Sessions and SessionEvents keep clients' sessions. Both are nil if no sessions
 	// are kept.
-	Sessions      Sessions
-	SessionEvents SessionEvents
+	Sessions      session.Store
+	SessionEvents session.Events
 	// TakeoverTimeout is how long an older connection may stay open beside a newer one
 	// of its session that does not become live in its rooms. 10 s by default.
 	TakeoverTimeout time.Duration
@@ -186,8 +187,7 @@ type Server struct {
 	stop             chan struct{}
 	loops            sync.WaitGroup
 	handshakeLimiter *rate.Limiter
-	sessionWriter    sessionWriter
-	sessions         sessionIndex
+	sessions         *session.Set
 	// moveLatencies are those of clients that moved here.
 	moveLatencies drain.MoveLatencies
 	drain         *drain.Node
@@ -223,8 +223,8 @@ func New(cfg Config) *Server {
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
 	s.audit = newAuditor(cfg.Audit, cfg.Node, s.log, &s.metrics.auditMetrics)
 	s.drain = newDrain(s)
-	s.openSockets.server, s.sessionWriter.server = s, s
-	s.sessionWriter.wake = make(chan struct{}, 1)
+	s.sessions = newSessions(s)
+	s.openSockets.server = s
 	s.handshakeLimiter = rate.NewLimiter(rate.Limit(cfg.MaxHandshakeRate), cfg.MaxHandshakeRate)
 	s.public = s.newHTTPServer(s.routes())
 	s.public.ConnState = s.httpConns.onStateChange
@@ -233,9 +233,7 @@ func New(cfg Config) *Server {
 	s.expiry.start = s.started
 	s.loops.Go(func() { s.openSockets.loop(cfg.Heartbeat, s.stop) })
 	s.loops.Go(func() { s.expiry.loop(s.stop) })
-	if cfg.Sessions != nil {
-		s.loops.Go(func() { s.sessionWriter.loop(s.stop) })
-	}
+	s.loops.Go(func() { s.sessions.SaveLoop(s.stop) })
 	return s
 }
 

@@ -17,6 +17,7 @@ import (
 	"switchyard/internal/drain"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
+	"switchyard/internal/session"
 )
 
 // maxMalformed is how many malformed frames in a row close a connection.
@@ -29,8 +30,8 @@ type socket struct {
 	ws        *websocket.Conn
 	conn      *conn // safe for concurrent use
 	client    *hub.Client
-	session   *connectionSession // nil if no sessions are kept
-	requestID string             // of the handshake
+	session   *session.Session // nil if no sessions are kept
+	requestID string           // of the handshake
 	remote    string
 	started   time.Time
 
@@ -203,7 +204,7 @@ func (sock *socket) dispatch(r *protocol.Request) {
 	case r.Type == protocol.TypeMoved:
 		// Only a session of another node counts, and only once. Otherwise any
 		// client could slow the drain of another node.
-		if !sock.moveReported && (sock.session == nil || sock.session.fromOtherNode) {
+		if !sock.moveReported && (sock.session == nil || sock.session.IsFromOtherNode()) {
 			sock.server.moveLatencies.Record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 		}
 		sock.moveReported = true
@@ -214,8 +215,8 @@ func (sock *socket) dispatch(r *protocol.Request) {
 		sock.sendError(r, err)
 	}
 	sock.stackGrown = sock.stackGrown || r.Type == protocol.TypeJoin
-	if sock.session != nil && sock.session.rejoinRooms && (r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave) {
-		sock.server.sessionWriter.scheduleSoon(sock)
+	if r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave {
+		sock.session.RoomsChanged()
 	}
 }
 
@@ -252,12 +253,12 @@ func (sock *socket) end(err error) {
 	_, ours := sock.conn.closeStatus()
 	endedByClient := !ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure
 	moving := sock.isMoving()
-	sock.detachSession(endedByClient)
+	sock.session.Detach(endedByClient)
 	if sock.client != nil {
 		sock.client.Close(endedByClient && !moving)
 	}
 	s.expiry.remove(sock)
-	s.sessions.remove(sock)
+	s.sessions.Remove(sock.session)
 	s.openSockets.remove(sock)
 	if sock.isProtocolError(err) {
 		// The library ends on some frames without a close frame (an unmasked one).

@@ -43,11 +43,13 @@ mutants: ## break the code on purpose in small ways, and name each change that n
 
 faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SEED=, RUNS=20, REPORT=file
 	@scripts/deps
-	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenInvariant|TestFaultScenarios|TestANodeDiesAndNobodyMissesAMessage)$$' ./test/e2e -args -faults.long \
+	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenInvariant|TestFaultScenarios|TestANodeDiesAndNobodyMissesAMessage|TestAProcessExitsCleanlyBesideASilentClient)$$' ./test/e2e -args -faults.long \
 	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
 
-storms: ## thousands of rooms and members at once on one hub, at full size, a minute
-	$(GO) test -race -count 1 -v -timeout 30m -run '^TestStorm' ./internal/hub -args -storm.long
+# The tests that make test runs with smaller numbers, without a service besides.
+STORMS = TestStorm.*|TestAnIdleConnectionIsSmall|TestAResumeOfEveryRoomIsNotRateLimited|TestAFloodDoesNotFloodTheAuditLog|TestProbesAndDrainsDoNotDeadlock|TestMovesLoseDuplicateAndReorderNothing
+storms: ## thousands of rooms, members, connections and moves at once in one process, at full size, two minutes
+	$(GO) test -race -p 1 -count 1 -v -timeout 30m -run '^($(STORMS))$$' ./internal/hub ./internal/http ./internal/drain ./internal/client -args -storm.long
 
 moves: ## move CLIENTS (5000) from a node that goes, minutes a story
 	@scripts/deps

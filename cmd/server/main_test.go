@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"switchyard/internal/testkit"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/help.golden")
@@ -40,10 +42,7 @@ func TestTheHelpIsUpToDate(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := testkit.ReadFile(t, golden)
 	if got != string(want) {
 		t.Errorf("%s differs from the command: run go test ./cmd/server -run %s -update", golden, t.Name())
 	}

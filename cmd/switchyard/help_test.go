@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"switchyard/internal/testkit"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/help.golden")
@@ -36,10 +38,7 @@ func TestTheHelpOfEveryCommandIsUpToDate(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := testkit.ReadFile(t, golden)
 	if all.String() != string(want) {
 		t.Errorf("%s differs from the commands: run go test ./cmd/switchyard -run %s -update", golden, t.Name())
 	}

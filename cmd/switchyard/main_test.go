@@ -54,10 +54,7 @@ func TestVerifyChecksAService(t *testing.T) {
 	}
 
 	// A history without one of the deliveries is found wrong.
-	history, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	history := testkit.ReadFile(t, file)
 	lines := strings.SplitAfter(string(history), "\n")
 	for i, line := range lines {
 		if strings.Contains(line, `"event":"deliver"`) {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/fstest"
 	"unicode"
+
+	"switchyard/internal/testkit"
 )
 
 // Every relative link in the repository's Markdown leads to a file, and to a
@@ -33,10 +35,7 @@ func TestRelativeLinksLeadSomewhere(t *testing.T) {
 func TestTheIndexOfTheDocsIsComplete(t *testing.T) {
 	t.Parallel()
 	const folder = "../../docs/"
-	index, err := os.ReadFile(folder + "README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	index := testkit.ReadFile(t, folder+"README.md")
 	pages, err := os.ReadDir(folder)
 	if err != nil {
 		t.Fatal(err)

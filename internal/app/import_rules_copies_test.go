@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"switchyard/internal/testkit"
 )
 
 var update = flag.Bool("update", false, "rewrite the copies of the import rules in .golangci.yml and docs/architecture.md")
@@ -20,10 +22,7 @@ func TestTheImportRulesAreInTheLinterAndInTheDocuments(t *testing.T) {
 		"../../.golangci.yml":        withLinterRules,
 		"../../docs/architecture.md": withDocumentRules,
 	} {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := testkit.ReadFile(t, file)
 		want, err := generate(string(text))
 		if err != nil {
 			t.Fatalf("%s: %v", file, err)
@@ -130,10 +129,7 @@ func shortName(target string) string {
 }
 
 func TestARowWithoutARuleIsFound(t *testing.T) {
-	text, err := os.ReadFile("../../docs/architecture.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.ReadFile(t, "../../docs/architecture.md")
 	const row = "| `internal/message` |"
 	for name, changed := range map[string]string{
 		"a package without a rule": strings.Replace(string(text), row, "| `internal/other` | another package | nothing |\n"+row, 1),

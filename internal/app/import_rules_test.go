@@ -65,6 +65,8 @@ var importRules = []importRule{
 	{"internal/inspect", []string{"internal/backup", prometheusAPI, prometheusLib}},
 	{"internal/testkit", []string{"go.uber.org/goleak"}},
 	{"internal/testkit/chromium", []string{"internal/testkit", "github.com/chromedp/chromedp", "github.com/chromedp/cdproto"}},
+	{"internal/testkit/fakeservice", []string{"internal/testkit", "internal/message", websocket}},
+	{"internal/testkit/metrictest", []string{prometheus}},
 	{"cmd/server", []string{"internal/app", "internal/config"}},
 	{"cmd/switchyard", []string{"internal/deploy", "internal/backup", "internal/inspect", "internal/load", "github.com/spf13/cobra"}},
 	{"scripts/figures", nil},

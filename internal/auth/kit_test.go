@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
 
 // The keys of the tests, made once a run. Where possible they are always the same,
@@ -189,22 +190,10 @@ func (w *testVerifier) refuses(token string, want error) error {
 	return err
 }
 
-// metric returns a counter or gauge. label is the value of its only label.
+// metric is metrictest.Sum of the verifier.
 func (w *testVerifier) metric(name, label string) float64 {
 	w.t.Helper()
-	families, err := w.registry.Gather()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			if f.GetName() == name && (label == "" || m.GetLabel()[0].GetValue() == label) {
-				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
-			}
-		}
-	}
-	w.t.Fatalf("no metric %s{%s}", name, label)
-	return 0
+	return metrictest.Sum(w.t, w.registry, name, label)
 }
 
 // jwk returns the JWK of a key, with changes.

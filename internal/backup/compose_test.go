@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // fakeDocker puts a docker into PATH that logs its arguments and runs the script
@@ -27,11 +29,7 @@ func fakeDocker(t *testing.T, answers ...[2]string) (calls func() string) {
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	return func() string {
-		b, err := os.ReadFile(log)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(b)
+		return string(testkit.ReadFile(t, log))
 	}
 }
 

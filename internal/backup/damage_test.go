@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+
+	"switchyard/internal/testkit"
 )
 
 func truncateFile(t *testing.T, path string, size int64) {
@@ -28,10 +30,7 @@ func removeFile(t *testing.T, path string) {
 
 func flipByte(t *testing.T, path string, at int64) {
 	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testkit.ReadFile(t, path)
 	b[min(at, int64(len(b)/2))] ^= 0x55
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
@@ -59,24 +58,10 @@ func corruptRecord(t *testing.T, path string) {
 	writeGzip(t, path, b)
 }
 
-func copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	b, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(to, b, 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // preserve reads a file, and returns a function that writes it again.
 func preserve(t *testing.T, path string) (back func()) {
 	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testkit.ReadFile(t, path)
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)

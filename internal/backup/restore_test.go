@@ -169,27 +169,45 @@ func (fx *fixture) restoreAgain(to time.Time, c *client.Client) {
 
 // A restore that fails is reported on one line, and the database and the service
 // stay as they are.
-func TestAFailedRestoreChangesNothing(t *testing.T) {
-	t.Parallel()
-	fx := newFixture(t)
-	fx.startNode()
-	c := fx.client(client.Options{})
-	if _, err := fx.repository.Restore(t.Context(), RestoreRequest{Database: true, Replace: true}); err == nil || !strings.Contains(err.Error(), "there is no backup in") {
+// A restorable is a primary with a node, a backup and an archive that reaches beyond a
+// moment to restore to.
+type restorable struct {
+	*fixture
+	early   time.Time // before the backup
+	set     *Set
+	segment string // of the archive: the moment needs it
+	to      time.Time
+	all     string // the messages, as allMessages returns them
+}
+
+func newRestorable(t *testing.T) *restorable {
+	t.Helper()
+	r := &restorable{fixture: newFixture(t)}
+	r.startNode()
+	c := r.client(client.Options{})
+	if _, err := r.repository.Restore(t.Context(), RestoreRequest{Database: true, Replace: true}); err == nil || !strings.Contains(err.Error(), "there is no backup in") {
 		t.Errorf("without a backup: %v", err)
 	}
 	publish(t, c, "lobby", 3)
-	early := time.Now()
-	fx.switchWAL()
-	s := fx.createBackup()
+	r.early = time.Now()
+	r.switchWAL()
+	r.set = r.createBackup()
 	publish(t, c, "lobby", 3)
-	fx.pg.Exec("CREATE TABLE filler AS SELECT g, repeat(md5(g::text), 20) AS x FROM generate_series(1, 500) g")
-	name := fx.pg.Query("SELECT pg_walfile_name(pg_current_wal_lsn())") + gz
-	segment := filepath.Join(fx.stack.walDir, name)
-	fx.switchWAL()
+	r.pg.Exec("CREATE TABLE filler AS SELECT g, repeat(md5(g::text), 20) AS x FROM generate_series(1, 500) g")
+	r.segment = filepath.Join(r.stack.walDir, r.pg.Query("SELECT pg_walfile_name(pg_current_wal_lsn())")+gz)
+	r.switchWAL()
 	publish(t, c, "lobby", 3)
-	to := fx.betweenCommitsAfter(s.Consistent)
-	fx.switchWAL()
-	all := fx.allMessages()
+	r.to = r.betweenCommitsAfter(r.set.Consistent)
+	r.switchWAL()
+	r.all = r.allMessages()
+	return r
+}
+
+func TestAFailedRestoreChangesNothing(t *testing.T) {
+	t.Parallel()
+	fx := newRestorable(t)
+	s, segment, to, early, all := fx.set, fx.segment, fx.to, fx.early, fx.all
+	name := filepath.Base(segment)
 	for _, tt := range []struct {
 		name, says string
 		request    RestoreRequest
@@ -233,8 +251,13 @@ func TestAFailedRestoreChangesNothing(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a restored server that does not start", func(t *testing.T) { fx.checkServerThatDoesNotStart(t, to) })
-	t.Run("a restore that fails after its timeline began", func(t *testing.T) { fx.checkWithdrawnTimeline(t, to) })
+}
+
+func TestARestoredServerThatFailsChangesNothing(t *testing.T) {
+	t.Parallel()
+	fx := newRestorable(t)
+	t.Run("it does not start", func(t *testing.T) { fx.checkServerThatDoesNotStart(t, fx.to) })
+	t.Run("it fails after its timeline began", func(t *testing.T) { fx.checkWithdrawnTimeline(t, fx.to) })
 }
 
 // checkServerThatDoesNotStart checks that the old data come back if the restored

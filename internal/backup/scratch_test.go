@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"switchyard/internal/testkit"
 )
 
 // fillDiskOnUnpack is a beforeRun that fills the disk while a scratch server unpacks
@@ -26,10 +28,7 @@ func TestAFailedScratchServerLeavesNothing(t *testing.T) {
 	if _, err := w.repository.Verify(t.Context(), s.Name); err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.ReadFile(s.path(verifyResultFile))
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := testkit.ReadFile(t, s.path(verifyResultFile))
 	scratchRoot := w.stack.scratchRoot
 	for _, tt := range []struct {
 		name, says string

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"gopkg.in/yaml.v3"
+
+	"switchyard/internal/testkit"
 )
 
 const shippedDir = "../../deploy/compose/"
@@ -57,10 +59,7 @@ func TestTheShippedArchiveCommand(t *testing.T) {
 
 // The shipped compose file has the names and folders that this package assumes.
 func TestTheShippedComposeFileMatchesThisPackage(t *testing.T) {
-	text, err := os.ReadFile(shippedDir + DefaultFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.ReadFile(t, shippedDir+DefaultFile)
 	var file struct {
 		Name     string
 		Services map[string]struct {
@@ -98,10 +97,7 @@ func TestTheShippedComposeFileMatchesThisPackage(t *testing.T) {
 		t.Errorf("units: %v, %v", units, err)
 	}
 	for _, path := range units {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := testkit.ReadFile(t, path)
 		for line := range strings.Lines(string(b)) {
 			if strings.HasPrefix(line, "ExecStart=") && !strings.Contains(line, "/usr/local/bin/switchyard backup") {
 				t.Errorf("%s: %s", path, line)
@@ -114,10 +110,7 @@ func TestTheShippedComposeFileMatchesThisPackage(t *testing.T) {
 // service that may be the live primary. The documented script picks the right one.
 func TestTheDocumentedRebuildOfTheStandby(t *testing.T) {
 	t.Parallel()
-	b, err := os.ReadFile("../../docs/backup.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testkit.ReadFile(t, "../../docs/backup.md")
 	for line := range strings.Lines(string(b)) {
 		if strings.Contains(line, "docker compose ") && !strings.Contains(line, "-f "+DefaultFile) {
 			t.Errorf("a command without the compose file: %s", line)

@@ -108,10 +108,7 @@ func waitSecond(t testing.TB) {
 // expectMetrics fails unless the metrics have these values.
 func (fx *fixture) expectMetrics(want map[string]float64) {
 	fx.t.Helper()
-	b, err := os.ReadFile(filepath.Join(fx.repository.Dir, metricsFolder, "switchyard_backup.prom"))
-	if err != nil {
-		fx.t.Fatal(err)
-	}
+	b := testkit.ReadFile(fx.t, filepath.Join(fx.repository.Dir, metricsFolder, "switchyard_backup.prom"))
 	for name, value := range want {
 		if line := fmt.Sprintf("\nswitchyard_backup_%s %.3f\n", name, value); !strings.Contains(string(b), line) {
 			fx.t.Errorf("no line %q in\n%s", line, b)
@@ -153,7 +150,7 @@ func TestDamagedFilesAreNamed(t *testing.T) {
 		{"a changed byte of a compressed WAL segment", middle, "is corrupt", func(t *testing.T, path string) { flipByte(t, path, 3000) }},
 		{"a changed byte of a record in a segment", middle, "is corrupt: ", corruptRecord},
 		{"another segment under its name", middle, "has the address", func(t *testing.T, path string) {
-			copyFile(t, filepath.Join(fx.stack.walDir, segments[0]), path)
+			testkit.CopyFile(t, filepath.Join(fx.stack.walDir, segments[0]), path)
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

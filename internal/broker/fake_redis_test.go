@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
 
@@ -26,6 +27,7 @@ type fakeRedis struct {
 	down        bool          // it refuses connections
 	frozen      bool          // it accepts connections and commands, and answers nothing
 	delay       time.Duration // of each answer
+	slots       string        // its answer to CLUSTER SLOTS
 	connections map[*fakeSession]bool
 	commands    map[string]int // how often it got each, by upper-case name
 }
@@ -38,17 +40,71 @@ type fakeSession struct {
 }
 
 func newFakeRedis() *fakeRedis {
-	return &fakeRedis{connections: map[*fakeSession]bool{}, commands: map[string]int{}}
+	return &fakeRedis{
+		connections: map[*fakeSession]bool{}, commands: map[string]int{},
+		slots: fmt.Sprintf("*1\r\n*3\r\n:0\r\n:%d\r\n*2\r\n%s:7000\r\n", clusterSlots-1, bulk("10.0.0.1")),
+	}
 }
 
 // open returns a started broker for url, all of whose servers are f.
 func (f *fakeRedis) open(t *testing.T, url string, cfg Config) *node {
 	t.Helper()
+	return openDialing(t, url, cfg, f.dial)
+}
+
+// A fakeCluster has three masters, each with a third of the slots.
+type fakeCluster [3]*fakeRedis
+
+func newFakeCluster() *fakeCluster {
+	var c fakeCluster
+	slots := fmt.Sprintf("*%d\r\n", len(c))
+	for i := range c {
+		c[i] = newFakeRedis()
+		slots += fmt.Sprintf("*3\r\n:%d\r\n:%d\r\n*2\r\n%s:7000\r\n", c.firstSlot(i), c.firstSlot(i+1)-1, bulk(fmt.Sprintf("10.0.0.%d", i+1)))
+	}
+	for _, f := range c {
+		f.slots = slots
+	}
+	return &c
+}
+
+func (c *fakeCluster) firstSlot(master int) int { return clusterSlots * master / len(c) }
+
+// roomOn returns the room with number n of those whose slot the master owns.
+func (c *fakeCluster) roomOn(master, n int) message.Room {
+	for i := 0; ; i++ {
+		room := message.Room(fmt.Sprintf("room-%d", i))
+		slot := slotOf(bucketTag(bucketOf(room, clusterBuckets)))
+		if slot >= c.firstSlot(master) && slot < c.firstSlot(master+1) {
+			if n == 0 {
+				return room
+			}
+			n--
+		}
+	}
+}
+
+// open returns a started broker for the cluster.
+func (c *fakeCluster) open(t *testing.T) *node {
+	t.Helper()
+	return openDialing(t, "redis+cluster://10.0.0.1:7000", Config{}, func(ctx context.Context, network, addr string) (net.Conn, error) {
+		for i, f := range c {
+			if addr == fmt.Sprintf("10.0.0.%d:7000", i+1) {
+				return f.dial(ctx, network, addr)
+			}
+		}
+		return nil, fmt.Errorf("no server at %s", addr)
+	})
+}
+
+// openDialing returns a started broker for url that dials in this process.
+func openDialing(t *testing.T, url string, cfg Config, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *node {
+	t.Helper()
 	target, err := parseURL(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	target.server.Dialer = f.dial
+	target.server.Dialer = dial
 	reg := prometheus.NewRegistry()
 	cfg.Registerer = reg
 	return newNode(t, newRedis(cfg, target), reg)
@@ -210,8 +266,8 @@ func (f *fakeRedis) do(s *fakeSession, command []string) {
 			}
 		}
 		s.answers <- fmt.Sprintf(":%d\r\n", n)
-	case "CLUSTER": // SLOTS: one server has them all
-		s.answers <- fmt.Sprintf("*1\r\n*3\r\n:0\r\n:%d\r\n*2\r\n%s:7000\r\n", clusterSlots-1, bulk("10.0.0.1"))
+	case "CLUSTER":
+		s.answers <- f.slots
 	default:
 		s.answers <- "-ERR unknown command\r\n"
 	}

@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"sync"
 	"testing"
@@ -13,17 +12,12 @@ import (
 
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
 
 // TestMain runs more tests at a time than there are cores: most of them only
 // wait for failovers and timeouts.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := flag.Set("test.parallel", "8"); err != nil {
-		panic(err)
-	}
-	testkit.Main(m)
-}
+func TestMain(m *testing.M) { testkit.MainParallel(m, 8) }
 
 // brokerUnderTest has the methods that the hub calls.
 type brokerUnderTest interface {
@@ -103,26 +97,8 @@ func (n *node) waitFor(t *testing.T, room message.Room, last string) []string {
 	return got
 }
 
-// metric returns the sum over all labels of a counter or gauge, or the count of
-// a histogram. With a reason it returns only the series with that label.
+// metric is metrictest.Sum of the node.
 func (n *node) metric(t *testing.T, name, reason string) float64 {
 	t.Helper()
-	families, err := n.reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var sum float64
-	for _, f := range families {
-		if f.GetName() != name {
-			continue
-		}
-		for _, m := range f.GetMetric() {
-			if reason != "" && m.GetLabel()[0].GetValue() != reason {
-				continue
-			}
-			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue() +
-				float64(m.GetHistogram().GetSampleCount())
-		}
-	}
-	return sum
+	return metrictest.Sum(t, n.reg, name, reason)
 }

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
 
@@ -259,4 +260,48 @@ func TestRoomsAreSubscribedInChunks(t *testing.T) {
 			t.Errorf("5,000 rooms took %d commands, want 20", got)
 		}
 	})
+}
+
+// While one of the masters is killed or freezes, and when it comes back, each
+// broadcast in a room of another master arrives at once.
+func TestALostClusterMasterDelaysNoOtherRoom(t *testing.T) {
+	for name, fault := range map[string]struct{ do, undo func(*fakeRedis) }{
+		"killed": {(*fakeRedis).kill, (*fakeRedis).start},
+		"frozen": {func(f *fakeRedis) { f.setFrozen(true) }, func(f *fakeRedis) { f.setFrozen(false) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster()
+				a, b := c.open(t), c.open(t)
+				gone := c.roomOn(0, 0)
+				others := []message.Room{c.roomOn(1, 0), c.roomOn(2, 0)}
+				rooms := append([]message.Room{gone}, others...)
+				a.waitUp(t)
+				b.mustSubscribe(t, rooms...)
+				traffic := startStream(t, a, rooms...)
+				time.Sleep(time.Second)
+				fault.do(c[0])
+				const outage = 2 * documentedDetection
+				time.Sleep(outage)
+				if synctest.Wait(); a.Up() || b.Up() {
+					t.Error("a node is up without one of the masters")
+				}
+				fault.undo(c[0])
+				time.Sleep(documentedReconnect + 2*documentedIOTimeout)
+				if synctest.Wait(); !a.Up() || !b.Up() {
+					t.Error("a node is down after the master came back")
+				}
+				traffic.stopAndWait(t, b)
+				for _, room := range others {
+					got := traffic.stats(t, b, room)
+					if want := time.Duration(len(rooms)) * streamEvery; got.lost+got.duplicated+got.reordered > 0 || got.pause != want {
+						t.Errorf("%s was affected: %v, want a pause of %v", room, got, want)
+					}
+				}
+				if got := traffic.stats(t, b, gone); got.pause < outage {
+					t.Errorf("%s, of the lost master: %v", gone, got)
+				}
+			})
+		})
+	}
 }

@@ -88,7 +88,7 @@ func (sp *scriptPlayer) expectConnection(d time.Duration) {
 	sp.t.Helper()
 	start := time.Now()
 	p := sp.service.acceptWithoutWelcome()
-	if took := p.connectedAt.Sub(start); took != d {
+	if took := p.ConnectedAt.Sub(start); took != d {
 		sp.t.Fatalf("it connected after %v, want %v", took, d)
 	}
 	sp.service.mu.Lock()

@@ -72,7 +72,7 @@ type scriptedPeer struct {
 
 func (p *scriptedPeer) readLoop() {
 	for {
-		_, b, err := p.conn.Read(context.Background())
+		_, b, err := p.WS.Read(context.Background())
 		p.mu.Lock()
 		if err != nil {
 			p.code = closeCode(err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"sync"
 	"testing"
@@ -15,6 +14,7 @@ import (
 
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/fakeservice"
 )
 
 func TestMain(m *testing.M) { testkit.Main(m) }
@@ -24,30 +24,20 @@ func TestMain(m *testing.M) { testkit.Main(m) }
 func withService(t *testing.T, run func(t *testing.T, s *fakeService)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		s := &fakeService{
-			t: t, dials: make(chan net.Conn), peers: make(chan *peer),
-			closed: make(chan struct{}), welcomeFields: `"user":null`,
-		}
-		s.transport = &http.Transport{DialContext: s.dial}
-		server := &http.Server{Handler: s}
-		go func() { _ = server.Serve(s) }()
-		t.Cleanup(func() {
-			_ = server.Close()
-			s.transport.CloseIdleConnections()
-		})
+		s := &fakeService{t: t, peers: make(chan *peer), welcomeFields: `"user":null`}
+		s.PipeListener = fakeservice.Start(t, s)
+		s.transport = &http.Transport{DialContext: s.Dial}
+		t.Cleanup(s.transport.CloseIdleConnections)
 		run(t, s)
 	})
 }
 
-// A fakeService is the service of a test. It is the net.Listener of its own HTTP
-// server.
+// A fakeService is the service of a test.
 type fakeService struct {
+	*testkit.PipeListener
 	t         *testing.T
 	transport *http.Transport
-	dials     chan net.Conn
 	peers     chan *peer // accepted connections
-	once      sync.Once
-	closed    chan struct{}
 
 	// mu protects the fields below.
 	mu            sync.Mutex
@@ -55,34 +45,6 @@ type fakeService struct {
 	statuses      []int         // of the next handshakes; 0 accepts
 	headers       []http.Header // of all handshakes
 	urls          []string      // the hosts of all handshakes
-}
-
-func (s *fakeService) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	here, there := net.Pipe()
-	select {
-	case s.dials <- there:
-		return here, nil
-	case <-s.closed:
-		return nil, net.ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (s *fakeService) Accept() (net.Conn, error) {
-	select {
-	case conn := <-s.dials:
-		return conn, nil
-	case <-s.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (s *fakeService) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
-
-func (s *fakeService) Close() error {
-	s.once.Do(func() { close(s.closed) })
-	return nil
 }
 
 func (s *fakeService) refuseNext(statuses ...int) {
@@ -104,16 +66,30 @@ func (s *fakeService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no", status)
 		return
 	}
-	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{subprotocol}})
+	conn, err := fakeservice.Accept(s.t, w, r)
 	if err != nil {
 		s.t.Error(err)
 		return
 	}
 	select {
-	case s.peers <- &peer{t: s.t, conn: conn, connectedAt: time.Now(), header: r.Header}:
-	case <-s.closed:
-		_ = conn.CloseNow()
+	case s.peers <- &peer{s.t, conn}:
+	case <-s.Closed():
+		_ = conn.WS.CloseNow()
 	}
+}
+
+// serve has serve handle each connection.
+func (s *fakeService) serve(serve func(*peer)) {
+	go func() {
+		for {
+			select {
+			case p := <-s.peers:
+				go serve(p)
+			case <-s.Closed():
+				return
+			}
+		}
+	}()
 }
 
 // zeroRandom is a random source that always returns the least number.
@@ -152,7 +128,7 @@ func (s *fakeService) acceptWithoutWelcome() *peer {
 	s.t.Helper()
 	select {
 	case p := <-s.peers:
-		s.t.Cleanup(func() { _ = p.conn.CloseNow() })
+		s.t.Cleanup(func() { _ = p.WS.CloseNow() })
 		return p
 	case <-time.After(time.Hour):
 		s.t.Fatal("the client did not connect within an hour")
@@ -165,7 +141,7 @@ func (s *fakeService) noConnectionWaits() bool {
 	synctest.Wait()
 	select {
 	case p := <-s.peers:
-		_ = p.conn.CloseNow()
+		_ = p.WS.CloseNow()
 		return false
 	default:
 		return true
@@ -176,7 +152,7 @@ func (s *fakeService) noConnectionWaits() bool {
 func (s *fakeService) noConnectionForAnHour() bool {
 	select {
 	case p := <-s.peers:
-		_ = p.conn.CloseNow()
+		_ = p.WS.CloseNow()
 		return false
 	case <-time.After(time.Hour):
 		return true
@@ -185,44 +161,32 @@ func (s *fakeService) noConnectionForAnHour() bool {
 
 // A peer is the service's end of one connection.
 type peer struct {
-	t           *testing.T
-	conn        *websocket.Conn
-	connectedAt time.Time   // when the handshake arrived
-	header      http.Header // of the handshake
+	t *testing.T
+	*fakeservice.Conn
 }
 
 func (p *peer) send(format string, args ...any) {
 	p.t.Helper()
-	if err := p.conn.Write(context.Background(), websocket.MessageText, fmt.Appendf(nil, format, args...)); err != nil {
+	if err := p.WS.Write(context.Background(), websocket.MessageText, fmt.Appendf(nil, format, args...)); err != nil {
 		p.t.Fatalf("the service writes: %v", err)
 	}
 }
 
 func (p *peer) message(seq int, id, from string) {
 	p.t.Helper()
-	p.send(`{"type":"message","room":"r","epoch":"e","seq":%d,"id":%q,"from":%s,"at":"2026-01-02T15:04:05.000001Z","data":%d}`, seq, id, from, seq)
-}
-
-type clientFrame struct {
-	Type, Ref, ID string
-	Room          message.Room
-	Epoch         message.Epoch
-	After         *message.Seq
-	Before        *message.Seq
-	Limit         int
-	Data          json.RawMessage
+	p.send("%s", fakeservice.Frame{Room: "r", ID: id, Data: fmt.Append(nil, seq)}.Message("e", seq, from))
 }
 
 // expect returns the next frame, which must be of that type.
-func (p *peer) expect(kind string) clientFrame {
+func (p *peer) expect(kind string) fakeservice.Frame {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	_, b, err := p.conn.Read(ctx)
+	_, b, err := p.WS.Read(ctx)
 	if err != nil {
 		p.t.Fatalf("wait for a frame of type %s: %v", kind, err)
 	}
-	var f clientFrame
+	var f fakeservice.Frame
 	if err := json.Unmarshal(b, &f); err != nil {
 		p.t.Fatalf("%s: %v", b, err)
 	}
@@ -233,30 +197,30 @@ func (p *peer) expect(kind string) clientFrame {
 }
 
 // acceptJoin answers the client's next frame, a join, and returns it.
-func (p *peer) acceptJoin(head int) clientFrame {
+func (p *peer) acceptJoin(head int) fakeservice.Frame {
 	p.t.Helper()
 	f := p.expect("join")
-	p.send(`{"type":"joined","ref":%q,"room":%q,"epoch":"e","seq":%d,"first":1}`, f.Ref, f.Room, head)
+	p.send("%s", f.Joined("e", head))
 	return f
 }
 
-func (p *peer) ack(f clientFrame, seq int) {
+func (p *peer) ack(f fakeservice.Frame, seq int) {
 	p.t.Helper()
-	p.send(`{"type":"ack","ref":%q,"room":%q,"epoch":"e","seq":%d,"id":%q}`, f.Ref, f.Room, seq, f.ID)
+	p.send("%s", f.Ack("e", seq, false))
 }
 
-func (p *peer) refuse(f clientFrame, code string, more string) {
+func (p *peer) refuse(f fakeservice.Frame, code string, more string) {
 	p.t.Helper()
-	p.send(`{"type":"error","ref":%q,"room":%q,"code":%q,"message":"no"%s}`, f.Ref, f.Room, code, more)
+	p.send("%s", f.Error(code, more))
 }
 
 // closeWith closes with a code, or breaks the connection when it is 0, and waits
 // until the client has handled that.
 func (p *peer) closeWith(code int) {
 	if code == 0 {
-		_ = p.conn.CloseNow()
+		_ = p.WS.CloseNow()
 	} else {
-		_ = p.conn.Close(websocket.StatusCode(code), "scripted")
+		_ = p.WS.Close(websocket.StatusCode(code), "scripted")
 	}
 	synctest.Wait()
 }

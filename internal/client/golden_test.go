@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"encoding/json"
-	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
 // A golden is a file of internal/protocol/testdata. test/node reads the same files.
@@ -38,10 +38,7 @@ func eachGolden(t *testing.T, from string, check func(t *testing.T, name string,
 		t.Fatalf("%d golden frames, %v", len(paths), err)
 	}
 	for _, path := range paths {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := testkit.ReadFile(t, path)
 		var g golden
 		if err := json.Unmarshal(b, &g); err != nil {
 			t.Fatalf("%s: %v", path, err)
@@ -224,7 +221,7 @@ func TestGoldenRequestsAreSent(t *testing.T) {
 			}
 			go makeCall(ctx, c, g)
 			synctest.Wait()
-			_, b, err := p.conn.Read(ctx)
+			_, b, err := p.WS.Read(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -10,9 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"nhooyr.io/websocket"
-
 	"switchyard/internal/message"
+	"switchyard/internal/testkit/fakeservice"
 )
 
 // A modelService is a service that keeps its promises, while its connections break
@@ -21,61 +19,25 @@ import (
 type modelService struct {
 	mu      sync.Mutex
 	rng     *rand.Rand
-	log     []storedMessage
-	members map[*modelPeer]bool
-}
-
-type storedMessage struct {
-	id   string
-	data string
-}
-
-// A modelPeer is the service's end of a connection. Frames go through a queue,
-// so that the model never waits for a client.
-type modelPeer struct {
-	conn *websocket.Conn
-	out  chan string // closed by serve
-}
-
-func (p *modelPeer) writeLoop() {
-	for frame := range p.out {
-		_ = p.conn.Write(context.Background(), websocket.MessageText, []byte(frame))
-	}
+	log     []fakeservice.Frame // publishes
+	members map[*peer]bool
 }
 
 // oneIn returns true with probability 1/n.
 func (m *modelService) oneIn(n int) bool { return m.rng.IntN(n) == 0 }
 
-func (m *modelService) messageFrame(seq int) string {
-	return fmt.Sprintf(`{"type":"message","room":"r","epoch":"e","seq":%d,"id":%q,"from":null,"at":"2026-01-02T15:04:05Z","data":%s}`,
-		seq, m.log[seq-1].id, m.log[seq-1].data)
-}
+func (m *modelService) messageFrame(seq int) string { return m.log[seq-1].Message("e", seq, "null") }
 
-func (m *modelService) serve(conn *websocket.Conn) {
-	p := &modelPeer{conn: conn, out: make(chan string, 10_000)}
-	go p.writeLoop()
-	p.out <- `{"type":"welcome","user":null,"heartbeat_ms":25000,"max_frame":1000}`
-	defer func() {
-		_ = conn.CloseNow()
-		m.mu.Lock()
-		delete(m.members, p)
-		m.mu.Unlock()
-		close(p.out)
-	}()
-	for {
-		_, b, err := conn.Read(context.Background())
-		if err != nil {
-			return
-		}
-		var f clientFrame
-		if json.Unmarshal(b, &f) != nil || !m.handle(p, f) {
-			return
-		}
-	}
+func (m *modelService) serve(p *peer) {
+	p.Queue(`{"type":"welcome","user":null,"heartbeat_ms":25000,"max_frame":1000}`)
+	p.Serve(func(f fakeservice.Frame) bool { return m.handle(p, f) })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.members, p)
 }
 
 // handle handles a frame. It returns false to break the connection.
-func (m *modelService) handle(p *modelPeer, f clientFrame) bool {
+func (m *modelService) handle(p *peer, f fakeservice.Frame) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.oneIn(25) {
@@ -86,9 +48,9 @@ func (m *modelService) handle(p *modelPeer, f clientFrame) bool {
 		if f.After != nil {
 			after = int(*f.After)
 		}
-		p.out <- fmt.Sprintf(`{"type":"joined","ref":%q,"room":"r","epoch":"e","seq":%d,"first":1}`, f.Ref, len(m.log))
+		p.Queue(f.Joined("e", len(m.log)))
 		for seq := after + 1; seq <= len(m.log); seq++ {
-			p.out <- m.messageFrame(seq)
+			p.Queue(m.messageFrame(seq))
 		}
 		m.members[p] = true
 		return true
@@ -96,35 +58,35 @@ func (m *modelService) handle(p *modelPeer, f clientFrame) bool {
 	return m.publish(p, f)
 }
 
-func (m *modelService) publish(p *modelPeer, f clientFrame) bool {
-	unavailable := fmt.Sprintf(`{"type":"error","ref":%q,"room":"r","code":"unavailable","message":"?","retry_after_ms":500}`, f.Ref)
+func (m *modelService) publish(p *peer, f fakeservice.Frame) bool {
+	unavailable := f.Error("unavailable", `,"retry_after_ms":500`)
 	if m.oneIn(15) {
-		p.out <- unavailable // the message is not stored
+		p.Queue(unavailable) // the message is not stored
 		return true
 	}
-	seq := 1 + slices.IndexFunc(m.log, func(s storedMessage) bool { return s.id == f.ID })
+	seq := 1 + slices.IndexFunc(m.log, func(stored fakeservice.Frame) bool { return stored.ID == f.ID })
 	duplicate := seq > 0
 	if !duplicate {
-		m.log = append(m.log, storedMessage{f.ID, string(f.Data)})
+		m.log = append(m.log, f)
 		seq = len(m.log)
 	}
 	ackFirst := m.oneIn(2)
-	ack := fmt.Sprintf(`{"type":"ack","ref":%q,"room":"r","epoch":"e","seq":%d,"id":%q,"duplicate":%v}`, f.Ref, seq, f.ID, duplicate)
+	ack := f.Ack("e", seq, duplicate)
 	if ackFirst {
-		p.out <- ack
+		p.Queue(ack)
 	}
 	for member := range m.members {
 		if !duplicate {
-			member.out <- m.messageFrame(seq)
+			member.Queue(m.messageFrame(seq))
 		}
 	}
 	switch {
 	case m.oneIn(15):
 		return false
 	case m.oneIn(15) && !ackFirst:
-		p.out <- unavailable // although the message is stored
+		p.Queue(unavailable) // although the message is stored
 	case !ackFirst:
-		p.out <- ack
+		p.Queue(ack)
 	}
 	return true
 }
@@ -151,17 +113,8 @@ func TestNothingIsLostDuplicatedOrReordered(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			withService(t, func(t *testing.T, s *fakeService) {
-				m := &modelService{rng: rand.New(rand.NewPCG(seed, 1)), members: map[*modelPeer]bool{}}
-				go func() {
-					for {
-						select {
-						case p := <-s.peers:
-							go m.serve(p.conn)
-						case <-s.closed:
-							return
-						}
-					}
-				}()
+				m := &modelService{rng: rand.New(rand.NewPCG(seed, 1)), members: map[*peer]bool{}}
+				s.serve(m.serve)
 				m.run(t, s)
 			})
 		})
@@ -204,8 +157,8 @@ func (m *modelService) run(t *testing.T, s *fakeService) {
 	}
 	for i, seqs := range acked {
 		for n, seq := range seqs {
-			if want := fmt.Sprintf(`"%d-%d"`, i, n); m.log[seq-1].data != want {
-				t.Errorf("%s was acked with seq %d, which is %s", want, seq, m.log[seq-1].data)
+			if want := fmt.Sprintf(`"%d-%d"`, i, n); string(m.log[seq-1].Data) != want {
+				t.Errorf("%s was acked with seq %d, which is %s", want, seq, m.log[seq-1].Data)
 			}
 		}
 		if !slices.IsSorted(seqs) {
@@ -217,7 +170,7 @@ func (m *modelService) run(t *testing.T, s *fakeService) {
 			t.Errorf("subscriber %d got %d of %d", i, len(got[i]), len(m.log))
 		}
 		for n, msg := range got[i] {
-			if msg.Seq != message.Seq(n+1) || string(msg.Data) != m.log[n].data {
+			if msg.Seq != message.Seq(n+1) || string(msg.Data) != string(m.log[n].Data) {
 				t.Fatalf("subscriber %d: number %d is %d %s", i, n+1, msg.Seq, msg.Data)
 			}
 		}

@@ -2,7 +2,7 @@ package client
 
 import (
 	"context"
-	"encoding/json"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -16,6 +16,7 @@ import (
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit/fakeservice"
 )
 
 // modelNodes are three correct nodes with one log. Their connections are moved, broken
@@ -26,78 +27,43 @@ type modelNodes struct {
 	// mu protects the fields below.
 	mu      sync.Mutex
 	rng     *rand.Rand
-	log     map[message.Room][]storedMessage
+	log     map[message.Room][]fakeservice.Frame
 	peers   []*nodePeer
 	signals int
 	moves   int // moved frames that clients have sent
 }
 
-// A nodePeer is a connection to a node. Sending into out does not block.
+// A nodePeer is a connection to a node.
 type nodePeer struct {
-	conn         *websocket.Conn
+	*peer
 	node, client string
-	out          chan string   // closed by serve
-	closed       chan struct{} // likewise
-	delay        time.Duration
 	rooms        map[message.Room]bool
 }
 
-func (p *nodePeer) writeLoop() {
-	for frame := range p.out {
-		select {
-		case <-time.After(p.delay): // virtual time
-			_ = p.conn.Write(context.Background(), websocket.MessageText, []byte(frame))
-		case <-p.closed:
-		}
-	}
-}
-
 func (nodes *modelNodes) messageFrame(room message.Room, seq int) string {
-	s := nodes.log[room][seq-1]
-	return fmt.Sprintf(`{"type":"message","room":%q,"epoch":"e","seq":%d,"id":%q,"from":null,"at":"2026-01-02T15:04:05Z","data":%s}`,
-		room, seq, s.id, s.data)
+	return nodes.log[room][seq-1].Message("e", seq, "null")
 }
 
 func (nodes *modelNodes) serve(in *peer) {
 	nodes.mu.Lock()
-	p := &nodePeer{
-		conn: in.conn, node: fmt.Sprint("n", nodes.rng.IntN(3)), client: in.header.Get("X-Client"),
-		out: make(chan string, 10_000), closed: make(chan struct{}), delay: time.Duration(nodes.rng.IntN(15)) * time.Millisecond, rooms: map[message.Room]bool{},
-	}
+	p := &nodePeer{peer: in, node: fmt.Sprint("n", nodes.rng.IntN(3)), client: in.Header.Get("X-Client"), rooms: map[message.Room]bool{}}
+	p.Delay = time.Duration(nodes.rng.IntN(15)) * time.Millisecond
 	nodes.peers = append(nodes.peers, p)
-	p.out <- fmt.Sprintf(`{"type":"welcome","session":"s","user":null,"node":%q,"deployment":"d","heartbeat_ms":25000,"max_frame":1000}`, p.node)
+	p.Queue(fmt.Sprintf(`{"type":"welcome","session":"s","user":null,"node":%q,"deployment":"d","heartbeat_ms":25000,"max_frame":1000}`, p.node))
 	nodes.mu.Unlock()
-	go p.writeLoop()
-	defer func() {
-		_ = p.conn.CloseNow()
+	p.Serve(func(frame fakeservice.Frame) bool {
 		nodes.mu.Lock()
-		nodes.peers = slices.DeleteFunc(nodes.peers, func(q *nodePeer) bool { return q == p })
-		close(p.out)
-		close(p.closed)
-		nodes.mu.Unlock()
-	}()
-	for {
-		_, b, err := p.conn.Read(context.Background())
-		if err != nil {
-			return
-		}
-		var frame clientFrame
-		if json.Unmarshal(b, &frame) != nil {
-			nodes.t.Errorf("the client sent an invalid frame: %s", b)
-			return
-		}
-		nodes.mu.Lock()
-		keepOpen := nodes.handle(p, frame)
-		nodes.mu.Unlock()
-		if !keepOpen {
-			return
-		}
-	}
+		defer nodes.mu.Unlock()
+		return nodes.handle(p, frame)
+	})
+	nodes.mu.Lock()
+	defer nodes.mu.Unlock()
+	nodes.peers = slices.DeleteFunc(nodes.peers, func(q *nodePeer) bool { return q == p })
 }
 
 // handle handles a frame. It returns false, at random, to break the connection
 // after that. The caller holds mu.
-func (nodes *modelNodes) handle(p *nodePeer, frame clientFrame) bool {
+func (nodes *modelNodes) handle(p *nodePeer, frame fakeservice.Frame) bool {
 	switch frame.Type {
 	case "moved":
 		nodes.moves++
@@ -107,9 +73,9 @@ func (nodes *modelNodes) handle(p *nodePeer, frame clientFrame) bool {
 		if frame.After != nil {
 			after = int(*frame.After)
 		}
-		p.out <- fmt.Sprintf(`{"type":"joined","ref":%q,"room":%q,"epoch":"e","seq":%d,"first":1}`, frame.Ref, frame.Room, head)
+		p.Queue(frame.Joined("e", head))
 		for seq := after + 1; seq <= head; seq++ {
-			p.out <- nodes.messageFrame(frame.Room, seq)
+			p.Queue(nodes.messageFrame(frame.Room, seq))
 		}
 		p.rooms[frame.Room] = true
 	case "publish":
@@ -118,21 +84,21 @@ func (nodes *modelNodes) handle(p *nodePeer, frame clientFrame) bool {
 	return nodes.rng.IntN(400) > 0
 }
 
-func (nodes *modelNodes) publish(p *nodePeer, frame clientFrame) {
-	seq := 1 + slices.IndexFunc(nodes.log[frame.Room], func(s storedMessage) bool { return s.id == frame.ID })
+func (nodes *modelNodes) publish(p *nodePeer, frame fakeservice.Frame) {
+	seq := 1 + slices.IndexFunc(nodes.log[frame.Room], func(stored fakeservice.Frame) bool { return stored.ID == frame.ID })
 	duplicate := seq > 0
 	if !duplicate {
-		nodes.log[frame.Room] = append(nodes.log[frame.Room], storedMessage{frame.ID, string(frame.Data)})
+		nodes.log[frame.Room] = append(nodes.log[frame.Room], frame)
 		seq = len(nodes.log[frame.Room])
 		nodes.deliver(frame.Room, nodes.messageFrame(frame.Room, seq))
 	}
-	p.out <- fmt.Sprintf(`{"type":"ack","ref":%q,"room":%q,"epoch":"e","seq":%d,"id":%q,"duplicate":%v}`, frame.Ref, frame.Room, seq, frame.ID, duplicate)
+	p.Queue(frame.Ack("e", seq, duplicate))
 }
 
 func (nodes *modelNodes) deliver(room message.Room, frame string) {
 	for _, p := range nodes.peers {
 		if p.rooms[room] {
-			p.out <- frame
+			p.Queue(frame)
 		}
 	}
 }
@@ -161,13 +127,13 @@ func (nodes *modelNodes) injectFaults(stop <-chan struct{}) {
 func (nodes *modelNodes) injectFault(p *nodePeer) {
 	switch nodes.rng.IntN(10) {
 	case 0:
-		go func() { _ = p.conn.CloseNow() }()
+		go func() { _ = p.WS.CloseNow() }()
 	case 1:
-		go func() { _ = p.conn.Close(websocket.StatusCode(codeRestart), "") }()
+		go func() { _ = p.WS.Close(websocket.StatusCode(codeRestart), "") }()
 	case 2: // the client has a newer connection, which replaces this one
 		for _, newer := range nodes.peers[slices.Index(nodes.peers, p)+1:] {
 			if newer.client == p.client {
-				go func() { _ = p.conn.Close(websocket.StatusCode(codeReplaced), "") }()
+				go func() { _ = p.WS.Close(websocket.StatusCode(codeReplaced), "") }()
 				return
 			}
 		}
@@ -177,9 +143,9 @@ func (nodes *modelNodes) injectFault(p *nodePeer) {
 			avoid = `{"deployment":"d"}` // that of every node: the move cannot succeed before its deadline
 		}
 		deadline := nodes.rng.IntN(4000)
-		p.out <- fmt.Sprintf(`{"type":"move","after_ms":%d,"deadline_ms":%d,"avoid":%s,"reason":"random"}`, nodes.rng.IntN(400), deadline, avoid)
+		p.Queue(fmt.Sprintf(`{"type":"move","after_ms":%d,"deadline_ms":%d,"avoid":%s,"reason":"random"}`, nodes.rng.IntN(400), deadline, avoid))
 		if nodes.rng.IntN(3) == 0 {
-			time.AfterFunc(time.Duration(deadline)*time.Millisecond, func() { _ = p.conn.Close(websocket.StatusCode(codeRestart), "") })
+			time.AfterFunc(time.Duration(deadline)*time.Millisecond, func() { _ = p.WS.Close(websocket.StatusCode(codeRestart), "") })
 		}
 	}
 }
@@ -190,7 +156,7 @@ func (s *fakeService) limitedHTTPClient(t *testing.T) *http.Client {
 	var mu sync.Mutex
 	open := 0
 	transport := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := s.dial(ctx, network, addr)
+		conn, err := s.Dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
@@ -235,17 +201,8 @@ func TestMovesLoseDuplicateAndReorderNothing(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			withService(t, func(t *testing.T, s *fakeService) {
-				nodes := &modelNodes{t: t, rng: rand.New(rand.NewPCG(seed, 2)), log: map[message.Room][]storedMessage{}}
-				go func() {
-					for {
-						select {
-						case p := <-s.peers:
-							go nodes.serve(p)
-						case <-s.closed:
-							return
-						}
-					}
-				}()
+				nodes := &modelNodes{t: t, rng: rand.New(rand.NewPCG(seed, 2)), log: map[message.Room][]fakeservice.Frame{}}
+				s.serve(nodes.serve)
 				nodes.run(t, s)
 				moves.Add(int64(nodes.moves))
 			})
@@ -290,9 +247,15 @@ func (sub *subscriber) handler(t *testing.T) Handler {
 	}
 }
 
+var longStorms = flag.Bool("storm.long", false, "publish as much as make storms does")
+
 func (nodes *modelNodes) run(t *testing.T, s *fakeService) {
 	t.Helper()
-	const publishers, each, subscribers = 3, 100, 3
+	const publishers, subscribers = 3, 3
+	each := 100
+	if *longStorms {
+		each = 150
+	}
 	stop := make(chan struct{})
 	go nodes.injectFaults(stop)
 	var subs []*subscriber
@@ -352,7 +315,7 @@ func (nodes *modelNodes) verify(t *testing.T, subs []*subscriber, acked [][]mess
 				t.Errorf("subscriber %d got %d of %d in %s", i, len(got), len(log), room)
 			}
 			for n, m := range got {
-				if m.Seq != message.Seq(n+1) || string(m.Data) != log[n].data {
+				if m.Seq != message.Seq(n+1) || string(m.Data) != string(log[n].Data) {
 					t.Fatalf("subscriber %d: message %d of %s has seq %d, data %s", i, n+1, room, m.Seq, m.Data)
 				}
 			}
@@ -363,8 +326,8 @@ func (nodes *modelNodes) verify(t *testing.T, subs []*subscriber, acked [][]mess
 		slices.Sort(seqs)
 		for n, seq := range seqs {
 			room := message.Room("rq"[slot%2 : slot%2+1])
-			if want := fmt.Sprintf(`"%d-%d"`, slot/2, 2*n+slot%2); nodes.log[room][seq-1].data != want {
-				t.Fatalf("seq %d of %s is %s, want %s", seq, room, nodes.log[room][seq-1].data, want)
+			if want := fmt.Sprintf(`"%d-%d"`, slot/2, 2*n+slot%2); string(nodes.log[room][seq-1].Data) != want {
+				t.Fatalf("seq %d of %s is %s, want %s", seq, room, nodes.log[room][seq-1].Data, want)
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,8 +33,8 @@ func (p *peer) welcome(node string) {
 func (p *peer) discardFrames() {
 	go func() {
 		for {
-			if _, _, err := p.conn.Read(context.Background()); err != nil {
-				_ = p.conn.CloseNow()
+			if _, _, err := p.WS.Read(context.Background()); err != nil {
+				_ = p.WS.CloseNow()
 				return
 			}
 		}
@@ -94,7 +95,7 @@ func TestAnEarlierSessionIsResumed(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		c := s.newClient(Options{Session: "5PQ.kept"})
 		p := s.acceptWithoutWelcome()
-		if got := p.header.Get("Switchyard-Session"); got != "5PQ.kept" {
+		if got := p.Header.Get("Switchyard-Session"); got != "5PQ.kept" {
 			t.Errorf("the handshake has session %q", got)
 		}
 		p.send(`{"type":"welcome","session":"5PQ.kept","resumed":true,"user":null,"node":"n1","heartbeat_ms":25000,"max_frame":1000}`)
@@ -140,18 +141,8 @@ func TestCloseAtAnyMomentOfAMove(t *testing.T) {
 						return "", ctx.Err()
 					}
 				}})
-				go func() {
-					first := true
-					for {
-						select {
-						case p := <-s.peers:
-							go welcomeThenMove(p, first)
-							first = false
-						case <-s.closed:
-							return
-						}
-					}
-				}()
+				var accepted atomic.Int64
+				s.serve(func(p *peer) { welcomeThenMove(p, accepted.Add(1) == 1) })
 				time.Sleep(time.Duration(ms) * time.Millisecond)
 				began := time.Now()
 				c.Close()
@@ -177,13 +168,13 @@ func welcomeThenMove(p *peer, first bool) {
 	}
 	send := func(frame string) bool {
 		time.Sleep(5 * time.Millisecond)
-		return p.conn.Write(context.Background(), 1, []byte(frame)) == nil
+		return p.WS.Write(context.Background(), 1, []byte(frame)) == nil
 	}
 	ok := send(fmt.Sprintf(`{"type":"welcome","user":null,"node":%q,"heartbeat_ms":25000,"max_frame":1000}`, node)) &&
 		send(`{"type":"move","after_ms":5,"deadline_ms":50,"avoid":{"node":"n1"},"reason":"deploy"}`)
 	if ok && first {
 		time.Sleep(25 * time.Millisecond)
-		_ = p.conn.CloseNow()
+		_ = p.WS.CloseNow()
 	}
 }
 
@@ -315,7 +306,7 @@ func TestThereAreNeverThreeConnections(t *testing.T) {
 		start := time.Now()
 		first.send(`{"type":"move","after_ms":0,"deadline_ms":60000,"avoid":{"node":"n2"},"reason":"deploy"}`)
 		third := s.acceptWithoutWelcome()
-		if waited := third.connectedAt.Sub(start); waited != closeTimeout {
+		if waited := third.ConnectedAt.Sub(start); waited != closeTimeout {
 			t.Errorf("the third connection was opened after %v, want %v", waited, closeTimeout)
 		}
 		third.welcome("n3")

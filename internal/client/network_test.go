@@ -62,24 +62,13 @@ func dialProxy(t *testing.T, proxy *testkit.Proxy) *Client {
 	return c
 }
 
-// receive waits for a value. what is awaited is in the failure.
-func receive[T any](t *testing.T, ch <-chan T, what string) (v T) {
-	t.Helper()
-	select {
-	case v = <-ch:
-	case <-time.After(testkit.Timeout):
-		t.Fatalf("not within %v: %s", testkit.Timeout, what)
-	}
-	return v
-}
-
 // On a network that loses everything, the client notices the missing heartbeats and
 // reconnects. TestSilenceOfTwoHeartbeatsEndsAConnection has the exact time.
 func TestASilentNetworkIsNoticed(t *testing.T) {
 	t.Parallel()
 	proxy, connected := startNetworkService(t, 100*time.Millisecond)
 	c := dialProxy(t, proxy)
-	receive(t, connected, "the first connection")
+	testkit.Receive(t, "the first connection", connected)
 	proxy.Stall()
 	testkit.Eventually(t, "the client gives the silent connection up", func() bool {
 		c.mu.Lock()
@@ -87,7 +76,7 @@ func TestASilentNetworkIsNoticed(t *testing.T) {
 		return c.current == nil
 	})
 	proxy.Resume()
-	receive(t, connected, "a new connection")
+	testkit.Receive(t, "a new connection", connected)
 }
 
 func TestACutConnectionIsReopened(t *testing.T) {
@@ -95,10 +84,10 @@ func TestACutConnectionIsReopened(t *testing.T) {
 	proxy, connected := startNetworkService(t, 25*time.Second)
 	dialProxy(t, proxy)
 	for range 3 {
-		receive(t, connected, "a connection")
+		testkit.Receive(t, "a connection", connected)
 		proxy.Cut()
 	}
-	receive(t, connected, "a connection")
+	testkit.Receive(t, "a connection", connected)
 }
 
 // A service that does not read delays no call of the client, and the client's queue

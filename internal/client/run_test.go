@@ -56,7 +56,7 @@ func testCloseCode(t *testing.T, s *fakeService, code int, want closeAction) {
 	for range 20 {
 		closedAt := time.Now()
 		p := s.accept()
-		longest = max(longest, p.connectedAt.Sub(closedAt))
+		longest = max(longest, p.ConnectedAt.Sub(closedAt))
 		// A second 4208 within 10 s would back off.
 		time.Sleep(stableAfter - time.Millisecond)
 		if code == codeSlow {
@@ -178,7 +178,7 @@ func TestSilenceOfTwoHeartbeatsEndsAConnection(t *testing.T) {
 		}
 		last := time.Now()
 		p = s.accept()
-		if silent := p.connectedAt.Sub(last); silent < 50*time.Second || silent > 51*time.Second {
+		if silent := p.ConnectedAt.Sub(last); silent < 50*time.Second || silent > 51*time.Second {
 			t.Errorf("reconnected %v after the last frame, want 50 s and a first backoff", silent)
 		}
 	})
@@ -189,7 +189,7 @@ func TestAConnectionWithoutAWelcomeTimesOut(t *testing.T) {
 		s.newClient(Options{})
 		first := s.acceptWithoutWelcome()
 		second := s.acceptWithoutWelcome()
-		if d := second.connectedAt.Sub(first.connectedAt); d < dialTimeout || d > dialTimeout+time.Second {
+		if d := second.ConnectedAt.Sub(first.ConnectedAt); d < dialTimeout || d > dialTimeout+time.Second {
 			t.Errorf("tried again after %v", d)
 		}
 		second.send(`{"type":"heartbeat"}`) // not a welcome, which must be the first frame
@@ -251,7 +251,7 @@ func TestCloseEndsTheConnectionWithANormalClose(t *testing.T) {
 		p := s.accept()
 		ended := make(chan int, 1)
 		go func() {
-			_, _, err := p.conn.Read(context.Background())
+			_, _, err := p.WS.Read(context.Background())
 			ended <- closeCode(err)
 		}()
 		start := time.Now()
@@ -297,7 +297,7 @@ func TestDialWaitsForTheFirstConnection(t *testing.T) {
 		defer cancel()
 		go func() { // the service accepts the connection and sends nothing
 			p := <-s.peers
-			t.Cleanup(func() { _ = p.conn.CloseNow() })
+			t.Cleanup(func() { _ = p.WS.CloseNow() })
 		}()
 		if _, err := Dial(ctx, opts); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Dial = %v", err)

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // documentedBounds matches the rows of docs/configuration.md whose bounds are
@@ -17,10 +19,7 @@ var documentedBounds = regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\|[^|]*\\| ([0-
 // The bounds in docs/configuration.md are allowed themselves, and the next values
 // beyond them are refused.
 func TestTheDocumentedBoundsAreAllowedAndNoMore(t *testing.T) {
-	text, err := os.ReadFile("../../docs/configuration.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.ReadFile(t, "../../docs/configuration.md")
 	rows := documentedBounds.FindAllStringSubmatch(string(text), -1)
 	if len(rows) < 30 {
 		t.Fatalf("the page has %d rows with bounds only", len(rows))

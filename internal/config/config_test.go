@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"switchyard/internal/testkit"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/configuration.md")
@@ -344,10 +346,7 @@ func TestTheConfigurationDocumentIsUpToDate(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := testkit.ReadFile(t, path)
 	if string(got) != Markdown() {
 		t.Error("docs/configuration.md differs from internal/config: run make docs")
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // recorded returns a file of testdata/recorded: output of docker, Traefik's API,
@@ -20,11 +22,7 @@ import (
 // this package reads.
 func recorded(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata", "recorded", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return string(testkit.ReadFile(t, filepath.Join("testdata", "recorded", name)))
 }
 
 // A fakeTransport answers HTTP requests by their URL and their Prometheus query.

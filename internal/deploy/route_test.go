@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"switchyard/internal/testkit"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -21,10 +23,7 @@ func golden(t *testing.T, name string, got []byte) {
 			t.Fatal(err)
 		}
 	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := testkit.ReadFile(t, path)
 	if !bytes.Equal(got, want) {
 		t.Errorf("the text differs from %s:\n%s", name, got)
 	}
@@ -39,21 +38,10 @@ func newTraefik(t *testing.T) *Traefik {
 		}
 	}
 	for from, to := range map[string]string{"blue.yml": "blue.yml", "green.yml": "green.yml", "services.yml": "dynamic/services.yml"} {
-		copyFile(t, filepath.Join("testdata", from), filepath.Join(dir, to))
+		testkit.CopyFile(t, filepath.Join("testdata", from), filepath.Join(dir, to))
 	}
-	copyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(dir, "dynamic", "active.yml"))
+	testkit.CopyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(dir, "dynamic", "active.yml"))
 	return &Traefik{Dir: dir}
-}
-
-func copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	text, err := os.ReadFile(from)
-	if err == nil {
-		err = os.WriteFile(to, text, 0o644)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // A switch writes a color's file as it is, a canary the live color's file with
@@ -67,10 +55,7 @@ func TestARouteIsReadAsItWasWritten(t *testing.T) {
 		if err := f.SetRoute(t.Context(), r); err != nil {
 			t.Fatal(err)
 		}
-		text, err := os.ReadFile(f.activePath())
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := testkit.ReadFile(t, f.activePath())
 		golden(t, name, text)
 		if got, err := f.Route(t.Context()); err != nil || got != r {
 			t.Errorf("%s is read as %v, %v", name, got, err)
@@ -84,10 +69,7 @@ func TestARouteIsReadAsItWasWritten(t *testing.T) {
 // A file that is truncated anywhere is never read as another route.
 func TestATruncatedRouteFileIsRejected(t *testing.T) {
 	for _, name := range []string{"blue.yml", "canary-blue-10.yml"} {
-		text, err := os.ReadFile(filepath.Join("testdata", name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := testkit.ReadFile(t, filepath.Join("testdata", name))
 		whole, err := ParseRoute(text)
 		if err != nil {
 			t.Fatal(err)
@@ -123,10 +105,7 @@ func TestInvalidRoutes(t *testing.T) {
 
 func FuzzParseRoute(f *testing.F) {
 	for _, name := range []string{"blue.yml", "green.yml", "canary-blue-10.yml"} {
-		text, err := os.ReadFile(filepath.Join("testdata", name))
-		if err != nil {
-			f.Fatal(err)
-		}
+		text := testkit.ReadFile(f, filepath.Join("testdata", name))
 		f.Add(text)
 		f.Add(text[:len(text)/2])
 	}
@@ -147,7 +126,7 @@ func FuzzParseRoute(f *testing.F) {
 // A color's file that routes to the other color does not become active.yml.
 func TestAColorFileForTheOtherColorIsRefused(t *testing.T) {
 	f := newTraefik(t)
-	copyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(f.Dir, "green.yml"))
+	testkit.CopyFile(t, filepath.Join("testdata", "blue.yml"), filepath.Join(f.Dir, "green.yml"))
 	if err := f.SetRoute(t.Context(), Route{Live: Green}); err == nil || !strings.Contains(err.Error(), "green.yml must route to live-green") {
 		t.Error(err)
 	}
@@ -161,10 +140,7 @@ func TestAColorFileForTheOtherColorIsRefused(t *testing.T) {
 func TestAColorFileWithUnknownServicesIsRefused(t *testing.T) {
 	f := newTraefik(t)
 	list := filepath.Join(f.Dir, "dynamic", "services.yml")
-	text, err := os.ReadFile(list)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.ReadFile(t, list)
 	for says, text := range map[string]string{
 		"green.yml routes to live-green, which": strings.ReplaceAll(string(text), "    live-green:", "    live-other:"),
 		"services.yml: ":                        "http: [",
@@ -197,10 +173,7 @@ func TestAFullDiskLeavesTheOldRoute(t *testing.T) {
 
 func TestSetServersListsReplicasOneToN(t *testing.T) {
 	f := newTraefik(t)
-	before, err := os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := testkit.ReadFile(t, filepath.Join(f.Dir, "dynamic", "services.yml"))
 	if err := f.SetServers(Blue, 3); err != nil {
 		t.Fatal(err)
 	}
@@ -210,10 +183,7 @@ func TestSetServersListsReplicasOneToN(t *testing.T) {
 	if err := f.SetServers(Green, 5); err != nil {
 		t.Fatal(err)
 	}
-	after, err := os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	after := testkit.ReadFile(t, filepath.Join(f.Dir, "dynamic", "services.yml"))
 	golden(t, "services-green-5.yml", after)
 	if err := f.SetServers(Green, 3); err != nil {
 		t.Fatal(err)
@@ -227,7 +197,8 @@ func TestSetServersListsReplicasOneToN(t *testing.T) {
 	if err := f.SetServers(Green, 1); err != nil {
 		t.Fatal(err)
 	}
-	if after, err = os.ReadFile(filepath.Join(f.Dir, "dynamic", "services.yml")); err != nil || strings.Contains(string(after), "app_green-2") || !strings.Contains(string(after), "app_green-1") {
-		t.Error(string(after), err)
+	after = testkit.ReadFile(t, filepath.Join(f.Dir, "dynamic", "services.yml"))
+	if strings.Contains(string(after), "app_green-2") || !strings.Contains(string(after), "app_green-1") {
+		t.Error(string(after))
 	}
 }

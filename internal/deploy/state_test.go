@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 func TestTheJournalIsReadAsItWasWritten(t *testing.T) {
@@ -79,10 +81,7 @@ func TestTheHistorySurvivesATruncatedLine(t *testing.T) {
 		}
 	}
 	path := filepath.Join(s.Dir, "deploys.jsonl")
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.ReadFile(t, path)
 	if err := os.WriteFile(path, append(text, `{"id":"c","outc`...), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -125,10 +124,7 @@ func TestOnlyTheColorsLinesOfEnvChange(t *testing.T) {
 	if err := writeColorEnv(dir, ColorSpec{Color: Green, Image: Image{Ref: "v2"}, Deployment: "d2", Replicas: 3}); err != nil {
 		t.Fatal(err)
 	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := testkit.ReadFile(t, path)
 	want := "# IMAGE_GREEN=old\nDOMAIN=x.test\nIMAGE_BLUE=v1\nIMAGE_GREEN=v2\nREPLICAS_GREEN=3\n\nLAST=\"a=b\"\nDEPLOYMENT_GREEN=d2\n"
 	if string(got) != want {
 		t.Errorf("%q", got)

@@ -2,6 +2,7 @@ package drain
 
 import (
 	"encoding/json"
+	"flag"
 	"log/slog"
 	"maps"
 	"slices"
@@ -16,7 +17,10 @@ import (
 
 	"switchyard/internal/protocol"
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
+
+var longStorms = flag.Bool("storm.long", false, "begin as many drains as make storms does")
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
@@ -35,27 +39,32 @@ type testNode struct {
 func inBubble(t *testing.T, change func(*Config), f func(t *testing.T, n *testNode)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		n := &testNode{t: t, fakeClients: &fakeClients{all: map[*fakeClient]struct{}{}}, reg: prometheus.NewRegistry(), logs: new(testkit.Logs)}
-		n.targets.Store(&healthyTargets)
-		cfg := Config{
-			Node: "n1", Deployment: "d1", Window: 3 * time.Second, Timeout: 20 * time.Second, CloseTimeout: 5 * time.Second,
-			HandshakeRate: 500, MoveTargets: func(Scope) MoveTargets { return *n.targets.Load() },
-			Clients: n.fakeClients, Log: slog.New(slog.NewJSONHandler(n.logs, nil)), Registerer: n.reg,
-		}
-		if change != nil {
-			change(&cfg)
-		}
-		n.Node = New(cfg)
-		n.node = n.Node
+		n := startNode(t, change)
 		defer func() {
 			if err := n.CloseClients(t.Context()); err != nil {
 				t.Error(err)
 			}
-			n.Undrain() // refused: the loop ends by itself
-			synctest.Wait()
+			synctest.Wait() // a drain that runs has ended
 		}()
 		f(t, n)
 	})
+}
+
+// startNode returns a node that moves its clients to a node without trouble.
+func startNode(t *testing.T, change func(*Config)) *testNode {
+	n := &testNode{t: t, fakeClients: &fakeClients{all: map[*fakeClient]struct{}{}}, reg: prometheus.NewRegistry(), logs: new(testkit.Logs)}
+	n.targets.Store(&healthyTargets)
+	cfg := Config{
+		Node: "n1", Deployment: "d1", Window: 3 * time.Second, Timeout: 20 * time.Second, CloseTimeout: 5 * time.Second,
+		HandshakeRate: 500, MoveTargets: func(Scope) MoveTargets { return *n.targets.Load() },
+		Clients: n.fakeClients, Log: slog.New(slog.NewJSONHandler(n.logs, nil)), Registerer: n.reg,
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	n.Node = New(cfg)
+	n.node = n.Node
+	return n
 }
 
 func (n *testNode) awaitPhase(phase string) {
@@ -63,24 +72,10 @@ func (n *testNode) awaitPhase(phase string) {
 	testkit.Eventually(n.t, "the phase "+phase, func() bool { return n.State().Phase == phase })
 }
 
-// metric returns the value of a gauge, a counter or the count of a histogram, with
-// the value of its only label.
+// metric returns the value of a metric, with the value of its label, "" for none.
 func (n *testNode) metric(name, label string) float64 {
 	n.t.Helper()
-	families, err := n.reg.Gather()
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	for _, family := range families {
-		for _, m := range family.GetMetric() {
-			if family.GetName() != name || len(m.GetLabel()) > 0 && m.GetLabel()[0].GetValue() != label {
-				continue
-			}
-			return m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
-		}
-	}
-	n.t.Fatalf("there is no metric %s of %q", name, label)
-	return 0
+	return metrictest.Sum(n.t, n.reg, name, label)
 }
 
 // fakeClients are the clients of a node, as a server keeps them: counted and found

@@ -159,33 +159,39 @@ func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
 // are canceled. The clients' lock is held while the node is called, and the node calls
 // the clients.
 func TestProbesAndDrainsDoNotDeadlock(t *testing.T) {
-	inBubble(t, nil, func(_ *testing.T, n *testNode) {
-		var probes sync.WaitGroup
-		drained := make(chan struct{})
-		for range 4 {
-			probes.Go(func() {
-				for {
-					select {
-					case <-drained:
-						return
-					default:
-						n.State()
-						n.Status()
-						n.IsClosing()
-						if c := n.connect(follows); c != nil {
-							c.leave(protocol.CloseRestart, false)
-						}
+	n := startNode(t, nil) // in no bubble: its clock would wait for the locks, too
+	var probes sync.WaitGroup
+	drained := make(chan struct{})
+	for range 4 {
+		probes.Go(func() {
+			for {
+				select {
+				case <-drained:
+					return
+				default:
+					n.State()
+					n.Status()
+					n.IsClosing()
+					if c := n.connect(follows); c != nil {
+						c.leave(protocol.CloseRestart, false)
 					}
 				}
-			})
-		}
-		for range 100 {
+			}
+		})
+	}
+	rounds := 100
+	if *longStorms {
+		rounds = 300
+	}
+	go func() {
+		defer close(drained)
+		for range rounds {
 			n.Start(ScopeNode, "test")
 			n.Undrain()
 		}
-		close(drained)
-		probes.Wait()
-	})
+	}()
+	testkit.Receive(t, "the drains to end, since a drain and a probe do not wait for each other", drained)
+	probes.Wait()
 }
 
 // After a signal the process ends, whatever operators request.

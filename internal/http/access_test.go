@@ -183,7 +183,7 @@ func TestAWrongTokenIsAnsweredWithACloseCode(t *testing.T) {
 				t.Errorf("%s: closed with %d, want 4001", name, got)
 			}
 		}
-		_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x03\xe8"), "Authorization: Bearer x")
+		_, br := n.rawHandshake(testkit.MaskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+testkit.MaskedFrame(0x88, "\x03\xe8"), "Authorization: Bearer x")
 		if code, reason := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4001 || reason != "unauthorized" {
 			t.Errorf("%d %s", code, reason)
 		}

@@ -11,7 +11,6 @@ import (
 	"go/token"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -56,10 +55,7 @@ func goldenFrames(t *testing.T) map[string]map[string]any {
 	}
 	all := map[string]map[string]any{}
 	for _, path := range paths {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := testkit.ReadFile(t, path)
 		var g map[string]any
 		if err := json.Unmarshal(b, &g); err != nil {
 			t.Fatalf("%s: %v", path, err)
@@ -261,7 +257,7 @@ func disconnectAnn(n *node) {
 func TestEveryCloseCodeIsSent(t *testing.T) {
 	d := readDocument(t, "asyncapi.yaml")
 	quick := func(c *Config) { c.Heartbeat = 200 * time.Millisecond }
-	join := maskedFrame(0x81, `{"type":"join","room":"a"}`)
+	join := testkit.MaskedFrame(0x81, `{"type":"join","room":"a"}`)
 	closed, err := auth.New(t.Context(), auth.Config{JWTSecrets: []string{tokenSecret}, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
@@ -272,22 +268,22 @@ func TestEveryCloseCodeIsSent(t *testing.T) {
 		sends  string
 		then   func(*node)
 	}{
-		"1000": {nil, maskedFrame(0x88, "\x03\xe8"), nil},
+		"1000": {nil, testkit.MaskedFrame(0x88, "\x03\xe8"), nil},
 		"1002": {nil, "\x81\x02{}", nil},
-		"1003": {nil, maskedFrame(0x82, "x"), nil},
-		"1007": {nil, maskedFrame(0x81, "\"\xff\""), nil},
-		"1008": {nil, strings.Repeat(maskedFrame(0x81, "x"), 3), nil},
-		"1009": {func(c *Config) { c.MaxFrame = 1024 }, maskedFrame(0x81, strings.Repeat("x", 1025)), nil},
+		"1003": {nil, testkit.MaskedFrame(0x82, "x"), nil},
+		"1007": {nil, testkit.MaskedFrame(0x81, "\"\xff\""), nil},
+		"1008": {nil, strings.Repeat(testkit.MaskedFrame(0x81, "x"), 3), nil},
+		"1009": {func(c *Config) { c.MaxFrame = 1024 }, testkit.MaskedFrame(0x81, strings.Repeat("x", 1025)), nil},
 		"1012": {nil, "", func(n *node) { go n.CloseSockets(n.t.Context()) }},
 		"4009": {nil, "", func(n *node) {
 			saved := &n.cfg.Sessions.(*observedSessions).lastSaved
 			testkit.Eventually(n.t, "the session to be saved", func() bool { return saved.Load() != nil })
 			n.HandleNodeEvent(message.NodeEvent{Kind: message.EventSessionLive, Session: saved.Load().ID, Generation: 2})
 		}},
-		"4001": {func(c *Config) { c.Verifier = closed }, maskedFrame(0x81, `{"type":"auth","token":"x"}`), nil},
-		"4003": {func(c *Config) { c.Verifier = fixedVerifier{} }, maskedFrame(0x81, `{"type":"auth","token":"x"}`), disconnectAnn},
+		"4001": {func(c *Config) { c.Verifier = closed }, testkit.MaskedFrame(0x81, `{"type":"auth","token":"x"}`), nil},
+		"4003": {func(c *Config) { c.Verifier = fixedVerifier{} }, testkit.MaskedFrame(0x81, `{"type":"auth","token":"x"}`), disconnectAnn},
 		"4103": {func(c *Config) { c.MaxConnections = 1 }, "", nil},
-		"4129": {func(c *Config) { c.Rates.Publish = 1 }, strings.Repeat(maskedFrame(0x81, `{"type":"signal","room":"a","data":1}`), 3+maxRefused), nil},
+		"4129": {func(c *Config) { c.Rates.Publish = 1 }, strings.Repeat(testkit.MaskedFrame(0x81, `{"type":"signal","room":"a","data":1}`), 3+maxRefused), nil},
 		"4208": {func(c *Config) { c.QueueBytes = 600 << 10 }, join, floodRoom},
 		"4209": {quick, "", nil},
 	} {

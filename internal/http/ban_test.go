@@ -58,7 +58,7 @@ func TestFramesOfABannedUserAreIgnored(t *testing.T) {
 		if code, _ := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4003 {
 			t.Errorf("closed with %d", code)
 		}
-		if _, err := io.WriteString(c, maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+maskedFrame(0x88, "\x0f\xa3")); err != nil {
+		if _, err := io.WriteString(c, testkit.MaskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+testkit.MaskedFrame(0x88, "\x0f\xa3")); err != nil {
 			t.Fatal(err)
 		}
 		testkit.Eventually(t, "the connection to end", func() bool { return n.connectionCount() == 0 })

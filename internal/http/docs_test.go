@@ -8,15 +8,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"switchyard/internal/testkit"
 )
 
 func readDoc(t *testing.T, name string) string {
 	t.Helper()
-	b, err := os.ReadFile("../../docs/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
+	return string(testkit.ReadFile(t, "../../docs/"+name))
 }
 
 // testNames returns the names of all tests of the module.

@@ -3,11 +3,14 @@ package http
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nhooyr.io/websocket"
@@ -150,6 +153,44 @@ func TestADrainingNodeServesItsClientsUntilTheDeadline(t *testing.T) {
 			t.Errorf("%+v, want one closed and one moved", s)
 		}
 	})
+}
+
+// A client that answers nothing delays a stop by the drain, which asks it to move if
+// there is another node, and by the time for one close handshake.
+func TestAClientThatNeverAnswersDoesNotBlockShutdown(t *testing.T) {
+	const drainTimeout, handshake = 3 * time.Second, 5 * time.Second // docs/limits.md
+	for _, tt := range []struct {
+		name    string
+		targets drain.MoveTargets
+		reads   bool
+		want    time.Duration
+	}{
+		{"reads, on a single node", drain.MoveTargets{Known: true, SingleNode: true}, true, handshake},
+		{"reads nothing, on a single node", drain.MoveTargets{Known: true, SingleNode: true}, false, handshake},
+		{"reads, beside another node", healthyTargets, true, drainTimeout + handshake},
+		{"reads nothing, beside another node", healthyTargets, false, drainTimeout + handshake},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				n := startDrainNode(t, func(c *Config) {
+					c.DrainWindow, c.DrainTimeout = drainTimeout, drainTimeout
+					c.MoveTargets = func(drain.Scope) drain.MoveTargets { return tt.targets }
+				})
+				_, br := n.rawHandshake("")
+				if tt.reads {
+					go func() { _, _ = io.Copy(io.Discard, br) }()
+				}
+				synctest.Wait()
+				began := time.Now()
+				if err := errors.Join(n.DrainForShutdown(t.Context()), n.CloseSockets(t.Context())); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(began); took != tt.want {
+					t.Errorf("the stop took %v, want %v", took, tt.want)
+				}
+			})
+		})
+	}
 }
 
 func TestBadDrainRequestsAreRefused(t *testing.T) {

@@ -138,15 +138,3 @@ func (n *node) rawHandshake(extra string, lines ...string) (net.Conn, *bufio.Rea
 	}
 	return c, br
 }
-
-// maskedFrame returns a client's frame, masked with zeros.
-func maskedFrame(first byte, payload string) string {
-	var head []byte
-	switch {
-	case len(payload) < 126:
-		head = []byte{first, 0x80 | byte(len(payload))}
-	default:
-		head = []byte{first, 0x80 | 126, byte(len(payload) >> 8), byte(len(payload))}
-	}
-	return string(head) + "\x00\x00\x00\x00" + payload
-}

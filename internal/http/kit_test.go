@@ -2,7 +2,9 @@ package http
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"flag"
 	"io"
 	"log/slog"
 	"net"
@@ -31,6 +33,16 @@ import (
 // rejected connections open at the same time.
 const fewRejecting = 8
 
+var longStorms = flag.Bool("storm.long", false, "run the tests of large numbers with their full numbers, as make storms does")
+
+// many returns short, or long with -storm.long.
+func many(short, long int) int {
+	if *longStorms {
+		return long
+	}
+	return short
+}
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const testKey = "0123456789abcdef-key"
@@ -50,7 +62,7 @@ type node struct {
 	mu    sync.Mutex
 	state []Component
 
-	memory map[string]*memoryListener // by address, in a bubble
+	memory map[string]*testkit.PipeListener // by address, in a bubble
 }
 
 // A faultyLog is the real log until it is given a failure: an error for all calls,
@@ -158,7 +170,7 @@ var emptyLog = sync.OnceValue(func() []byte {
 // startNode starts a node that ends with the test. change may change its settings.
 func startNode(t testing.TB, change func(*Config)) *node {
 	t.Helper()
-	n := &node{t: t, reg: prometheus.NewRegistry(), logs: new(testkit.Logs), memory: map[string]*memoryListener{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "delivery", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
+	n := &node{t: t, reg: prometheus.NewRegistry(), logs: new(testkit.Logs), memory: map[string]*testkit.PipeListener{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "delivery", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
 	logger := slog.New(slog.NewJSONHandler(n.logs, nil))
 	path := filepath.Join(t.TempDir(), "log.db")
 	if err := os.WriteFile(path, emptyLog(), 0o600); err != nil {
@@ -218,7 +230,7 @@ func (n *node) listen(memoryAddr string, serve func(net.Listener) error) string 
 	addr := memoryAddr
 	var l net.Listener
 	if _, virtual := bubbles.Load(n.t); virtual {
-		n.memory[addr] = newMemoryListener()
+		n.memory[addr] = testkit.NewPipeListener()
 		l = n.memory[addr]
 	} else {
 		var err error
@@ -235,16 +247,25 @@ func (n *node) listen(memoryAddr string, serve func(net.Listener) error) string 
 	return addr
 }
 
+// logLine waits for a line of the log that contains text.
+func (n *node) logLine(text string) (line map[string]any) {
+	n.t.Helper()
+	testkit.Eventually(n.t, "the log line "+text, func() bool {
+		for l := range strings.Lines(n.logs.String()) {
+			if strings.Contains(l, text) {
+				return json.Unmarshal([]byte(l), &line) == nil
+			}
+		}
+		return false
+	})
+	return line
+}
+
 // metric returns the value of a series, as Prometheus reads it.
 func (n *node) metric(series string) string {
 	n.t.Helper()
 	_, body := n.call("GET", "/metrics", "", "")
-	for line := range strings.Lines(body) {
-		if value, ok := strings.CutPrefix(line, series+" "); ok {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
+	return testkit.MetricOn(body, series)
 }
 
 func (n *node) call(method, path, key, body string) (*http.Response, string) {

@@ -129,7 +129,7 @@ func TestRejectedConnectionsTakeNoSlot(t *testing.T) {
 func TestFramesAfterACloseAreIgnored(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
 	b := n.dial(nil)
-	c, br := n.rawHandshake(maskedFrame(0x81, `{"type":"publish","room":"a","data":1}`) + maskedFrame(0x88, "\x03\xe8"))
+	c, br := n.rawHandshake(testkit.MaskedFrame(0x81, `{"type":"publish","room":"a","data":1}`) + testkit.MaskedFrame(0x88, "\x03\xe8"))
 	if _, err := io.ReadAll(br); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestRatesOfAConnection(t *testing.T) {
 
 // MAX_ROOMS joins at once are a client that resumes, not an attack.
 func TestAResumeOfEveryRoomIsNotRateLimited(t *testing.T) {
-	const rooms = 200
+	rooms := many(200, 1000)
 	n := startNode(t, func(c *Config) { c.Rates.Join, c.MaxRooms = 1, rooms })
 	b := n.dial(nil)
 	for i := range rooms {

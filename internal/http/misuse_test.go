@@ -11,8 +11,11 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 func TestMetricsAreServedInternallyOnly(t *testing.T) {
@@ -59,6 +62,34 @@ func newRecordedRequest(path, peer string, header http.Header) (*http.Request, *
 	return r, httptest.NewRecorder()
 }
 
+// A client that sends a request's header byte by byte keeps its connection for no
+// longer than docs/limits.md says.
+func TestAnEndlessRequestIsClosed(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, nil)
+		c, err := n.dialRaw(n.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		var sending sync.WaitGroup
+		defer sending.Wait()
+		defer c.Close()
+		sending.Go(func() {
+			fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+			for err := error(nil); err == nil; _, err = c.Write([]byte("x")) {
+				time.Sleep(100 * time.Millisecond)
+			}
+		})
+		if answer, err := io.ReadAll(c); err != nil || len(answer) > 0 {
+			t.Errorf("%q, %v", answer, err)
+		}
+		if took := time.Since(began); took != 5*time.Second {
+			t.Errorf("closed after %v, want 5s", took)
+		}
+	})
+}
+
 // A proxy that goes by the length takes what follows the chunks for the body.
 func TestTheConnectionClosesAfterAChunkedRequest(t *testing.T) {
 	n := startNode(t, nil)
@@ -97,9 +128,9 @@ func TestPathsAreDecodedOnce(t *testing.T) {
 // the same, because it holds a buffer.
 func TestAFrameThatNeverEndsIsClosed(t *testing.T) {
 	for name, tt := range map[string]struct{ first, repeated string }{
-		"a byte at a time":             {maskedFrame(frameText, strings.Repeat(" ", 60000))[:8], " "},
-		"fragments and pings":          {maskedFrame(fragmentFirst, "{"), maskedFrame(fragmentNext, " ") + maskedFrame(framePing, "p")},
-		"within a fragment, and pings": {maskedFrame(fragmentFirst, "{") + maskedFrame(framePing, "p"), maskedFrame(framePing, "p")},
+		"a byte at a time":             {testkit.MaskedFrame(frameText, strings.Repeat(" ", 60000))[:8], " "},
+		"fragments and pings":          {testkit.MaskedFrame(fragmentFirst, "{"), testkit.MaskedFrame(fragmentNext, " ") + testkit.MaskedFrame(framePing, "p")},
+		"within a fragment, and pings": {testkit.MaskedFrame(fragmentFirst, "{") + testkit.MaskedFrame(framePing, "p"), testkit.MaskedFrame(framePing, "p")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T) {

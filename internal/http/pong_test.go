@@ -63,7 +63,7 @@ func TestAPongOfAnotherPingProvesNothing(t *testing.T) {
 		n, a := startSessionNode(t, nil)
 		c, br := n.rawHandshake("")
 		testkit.Eventually(t, "the session to be saved", func() bool { return a.saves.Load() > 0 })
-		if _, err := io.WriteString(c, maskedFrame(frameText, `{"type":"join","room":"a"}`)); err != nil {
+		if _, err := io.WriteString(c, testkit.MaskedFrame(frameText, `{"type":"join","room":"a"}`)); err != nil {
 			t.Fatal(err)
 		}
 		answer := func(pings int, change uint64) {
@@ -73,7 +73,7 @@ func TestAPongOfAnotherPingProvesNothing(t *testing.T) {
 					op, payload = readFrame(t, br)
 				}
 				counter := binary.BigEndian.Uint64([]byte(payload)) + change
-				if _, err := io.WriteString(c, maskedFrame(framePong, string(binary.BigEndian.AppendUint64(nil, counter)))); err != nil {
+				if _, err := io.WriteString(c, testkit.MaskedFrame(framePong, string(binary.BigEndian.AppendUint64(nil, counter)))); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"nhooyr.io/websocket"
+
+	"switchyard/internal/testkit"
 )
 
 // The cases of the Autobahn test suite that a server decides, by their numbers.
@@ -18,32 +20,13 @@ import (
 
 const staysOpen = 0 // it answers a frame after the case
 
-// rawFrame returns a client's frame. Its first byte has the opcode and the flag for
-// the last fragment.
-func rawFrame(first byte, payload string) string {
-	size := len(payload)
-	head := []byte{first, 0x80 | byte(size)}
-	switch {
-	case size > 65535:
-		head = binary.BigEndian.AppendUint64([]byte{first, 0x80 | 127}, uint64(size))
-	case size > 125:
-		head = binary.BigEndian.AppendUint16([]byte{first, 0x80 | 126}, uint16(size))
-	}
-	mask := [4]byte{0xA1, 0x5C, 0x00, 0xFF}
-	body := []byte(payload)
-	for i := range body {
-		body[i] ^= mask[i%4]
-	}
-	return string(head) + string(mask[:]) + string(body)
-}
-
 const (
 	frameText, frameBinary, framePing, framePong, frameClose = 0x81, 0x82, 0x89, 0x8A, 0x88
 	fragmentFirst, fragmentNext, fragmentLast                = 0x01, 0x00, 0x80 // of a text in fragments
 )
 
 func closeFrame(code int, reason string) string {
-	return rawFrame(frameClose, string([]byte{byte(code >> 8), byte(code)})+reason)
+	return testkit.MaskedFrame(frameClose, string([]byte{byte(code >> 8), byte(code)})+reason)
 }
 
 // signalOf returns a signal of a size. The service does not answer it.
@@ -57,10 +40,10 @@ func fragments(payload string, size int) string {
 	for first := byte(fragmentFirst); ; first = fragmentNext {
 		n := min(size, len(payload))
 		if n == len(payload) {
-			b.WriteString(rawFrame(first|0x80, payload))
+			b.WriteString(testkit.MaskedFrame(first|0x80, payload))
 			return b.String()
 		}
-		b.WriteString(rawFrame(first, payload[:n]))
+		b.WriteString(testkit.MaskedFrame(first, payload[:n]))
 		payload = payload[n:]
 	}
 }
@@ -76,49 +59,49 @@ func autobahn() (all []autobahnCase) {
 		all = append(all, autobahnCase{number, name, sends, want})
 	}
 	// Group 1: framing.
-	add("1.1.1", "an empty text", rawFrame(frameText, ""), staysOpen) // not JSON: malformed
+	add("1.1.1", "an empty text", testkit.MaskedFrame(frameText, ""), staysOpen) // not JSON: malformed
 	for i, size := range []int{125, 126, 127, 128, 65535, 65536} {
-		add(fmt.Sprint("1.1.", i+2), fmt.Sprint("a text of ", size), rawFrame(frameText, signalOf(size)), staysOpen)
+		add(fmt.Sprint("1.1.", i+2), fmt.Sprint("a text of ", size), testkit.MaskedFrame(frameText, signalOf(size)), staysOpen)
 	}
-	add("1.1.8", "a text of 65,536 in pieces of 997 on the wire", rawFrame(frameText, signalOf(65536)), staysOpen)
+	add("1.1.8", "a text of 65,536 in pieces of 997 on the wire", testkit.MaskedFrame(frameText, signalOf(65536)), staysOpen)
 	for i, size := range []int{0, 125, 126, 65536} {
-		add(fmt.Sprint("1.2.", i+1), fmt.Sprint("binary of ", size), rawFrame(frameBinary, strings.Repeat("\xfe", size)), 1003)
+		add(fmt.Sprint("1.2.", i+1), fmt.Sprint("binary of ", size), testkit.MaskedFrame(frameBinary, strings.Repeat("\xfe", size)), 1003)
 	}
 	// Group 2: pings and pongs.
-	add("2.1", "a ping without a payload", rawFrame(framePing, ""), staysOpen)
-	add("2.2", "a ping with text", rawFrame(framePing, "Hello"), staysOpen)
-	add("2.3", "a ping with bytes", rawFrame(framePing, "\x00\xff\xfe\xfd\xfc\xfb\x00\xff"), staysOpen)
-	add("2.4", "a ping of 125", rawFrame(framePing, strings.Repeat("\xfe", 125)), staysOpen)
-	add("2.5", "a ping of 126", rawFrame(framePing, strings.Repeat("\xfe", 126)), 1002)
-	add("2.7", "an unsolicited pong", rawFrame(framePong, ""), staysOpen)
-	add("2.8", "the same with a payload", rawFrame(framePong, "unsolicited"), staysOpen)
-	add("2.9", "pong, ping, pong", rawFrame(framePong, "x")+rawFrame(framePing, "ping")+rawFrame(framePong, ""), staysOpen)
-	add("2.10", "ten pings", strings.Repeat(rawFrame(framePing, "ten"), 10), staysOpen)
+	add("2.1", "a ping without a payload", testkit.MaskedFrame(framePing, ""), staysOpen)
+	add("2.2", "a ping with text", testkit.MaskedFrame(framePing, "Hello"), staysOpen)
+	add("2.3", "a ping with bytes", testkit.MaskedFrame(framePing, "\x00\xff\xfe\xfd\xfc\xfb\x00\xff"), staysOpen)
+	add("2.4", "a ping of 125", testkit.MaskedFrame(framePing, strings.Repeat("\xfe", 125)), staysOpen)
+	add("2.5", "a ping of 126", testkit.MaskedFrame(framePing, strings.Repeat("\xfe", 126)), 1002)
+	add("2.7", "an unsolicited pong", testkit.MaskedFrame(framePong, ""), staysOpen)
+	add("2.8", "the same with a payload", testkit.MaskedFrame(framePong, "unsolicited"), staysOpen)
+	add("2.9", "pong, ping, pong", testkit.MaskedFrame(framePong, "x")+testkit.MaskedFrame(framePing, "ping")+testkit.MaskedFrame(framePong, ""), staysOpen)
+	add("2.10", "ten pings", strings.Repeat(testkit.MaskedFrame(framePing, "ten"), 10), staysOpen)
 	// Group 3: reserved bits.
 	for i, bits := range []byte{0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70} {
-		add(fmt.Sprint("3.", i+1), fmt.Sprintf("reserved bits %x", bits>>4), rawFrame(frameText|bits, signalOf(100)), 1002)
+		add(fmt.Sprint("3.", i+1), fmt.Sprintf("reserved bits %x", bits>>4), testkit.MaskedFrame(frameText|bits, signalOf(100)), 1002)
 	}
-	add("3.8", "reserved bits of a ping", rawFrame(framePing|0x40, "x"), 1002)
+	add("3.8", "reserved bits of a ping", testkit.MaskedFrame(framePing|0x40, "x"), 1002)
 	// Group 4: reserved opcodes.
 	for i, op := range []byte{3, 4, 5, 6, 7} {
-		add(fmt.Sprint("4.1.", i+1), fmt.Sprint("opcode ", op), rawFrame(frameText, signalOf(90))+rawFrame(0x80|op, ""), 1002)
+		add(fmt.Sprint("4.1.", i+1), fmt.Sprint("opcode ", op), testkit.MaskedFrame(frameText, signalOf(90))+testkit.MaskedFrame(0x80|op, ""), 1002)
 	}
 	for i, op := range []byte{11, 12, 13, 14, 15} {
-		add(fmt.Sprint("4.2.", i+1), fmt.Sprint("opcode ", op), rawFrame(0x80|op, "x"), 1002)
+		add(fmt.Sprint("4.2.", i+1), fmt.Sprint("opcode ", op), testkit.MaskedFrame(0x80|op, "x"), 1002)
 	}
 	// Group 5: fragments.
 	frame := signalOf(200)
-	add("5.1", "a ping in two fragments", rawFrame(0x09, "frag")+rawFrame(fragmentLast, "ment"), 1002)
-	add("5.2", "a pong in two fragments", rawFrame(0x0A, "frag")+rawFrame(fragmentLast, "ment"), 1002)
-	add("5.3", "a text in two fragments", rawFrame(fragmentFirst, frame[:60])+rawFrame(fragmentLast, frame[60:]), staysOpen)
-	add("5.6", "a ping between fragments", rawFrame(fragmentFirst, frame[:60])+rawFrame(framePing, "between")+rawFrame(fragmentLast, frame[60:]), staysOpen)
-	add("5.9", "a continuation of nothing", rawFrame(fragmentLast, "none"), 1002)
-	add("5.12", "a continuation of nothing, not the last", rawFrame(fragmentNext, "none"), 1002)
-	add("5.15", "a continuation after the last", rawFrame(fragmentFirst, frame[:60])+rawFrame(fragmentLast, frame[60:])+rawFrame(fragmentNext, "x"), 1002)
-	add("5.18", "a text within a text", rawFrame(fragmentFirst, frame[:60])+rawFrame(frameText, frame), 1002)
-	add("5.19", "fragments with pings between", rawFrame(fragmentFirst, frame[:20])+rawFrame(fragmentNext, frame[20:40])+rawFrame(framePing, "1")+
-		rawFrame(fragmentNext, frame[40:60])+rawFrame(framePing, "2")+rawFrame(fragmentLast, frame[60:]), staysOpen)
-	add("5.20", "empty fragments", rawFrame(fragmentFirst, "")+strings.Repeat(rawFrame(fragmentNext, ""), 50)+rawFrame(fragmentLast, frame), staysOpen)
+	add("5.1", "a ping in two fragments", testkit.MaskedFrame(0x09, "frag")+testkit.MaskedFrame(fragmentLast, "ment"), 1002)
+	add("5.2", "a pong in two fragments", testkit.MaskedFrame(0x0A, "frag")+testkit.MaskedFrame(fragmentLast, "ment"), 1002)
+	add("5.3", "a text in two fragments", testkit.MaskedFrame(fragmentFirst, frame[:60])+testkit.MaskedFrame(fragmentLast, frame[60:]), staysOpen)
+	add("5.6", "a ping between fragments", testkit.MaskedFrame(fragmentFirst, frame[:60])+testkit.MaskedFrame(framePing, "between")+testkit.MaskedFrame(fragmentLast, frame[60:]), staysOpen)
+	add("5.9", "a continuation of nothing", testkit.MaskedFrame(fragmentLast, "none"), 1002)
+	add("5.12", "a continuation of nothing, not the last", testkit.MaskedFrame(fragmentNext, "none"), 1002)
+	add("5.15", "a continuation after the last", testkit.MaskedFrame(fragmentFirst, frame[:60])+testkit.MaskedFrame(fragmentLast, frame[60:])+testkit.MaskedFrame(fragmentNext, "x"), 1002)
+	add("5.18", "a text within a text", testkit.MaskedFrame(fragmentFirst, frame[:60])+testkit.MaskedFrame(frameText, frame), 1002)
+	add("5.19", "fragments with pings between", testkit.MaskedFrame(fragmentFirst, frame[:20])+testkit.MaskedFrame(fragmentNext, frame[20:40])+testkit.MaskedFrame(framePing, "1")+
+		testkit.MaskedFrame(fragmentNext, frame[40:60])+testkit.MaskedFrame(framePing, "2")+testkit.MaskedFrame(fragmentLast, frame[60:]), staysOpen)
+	add("5.20", "empty fragments", testkit.MaskedFrame(fragmentFirst, "")+strings.Repeat(testkit.MaskedFrame(fragmentNext, ""), 50)+testkit.MaskedFrame(fragmentLast, frame), staysOpen)
 	return append(all, autobahnTexts()...)
 }
 
@@ -130,7 +113,7 @@ func autobahnTexts() (all []autobahnCase) {
 		"6.9.1": "\u007f", "6.9.2": "\u07ff", "6.9.3": "\uffff", "6.9.4": "\U0010ffff", "6.11.1": "\ud7ff", "6.11.2": "\ue000",
 		"6.11.3": "\ufffd", "6.11.4": "\U0010ffff", "6.22.1": "\ufffe", "6.23.1": "\ufffd", "6.1.1": "",
 	} {
-		all = append(all, autobahnCase{number, fmt.Sprintf("%+q", s), rawFrame(frameText, head+s+tail), staysOpen})
+		all = append(all, autobahnCase{number, fmt.Sprintf("%+q", s), testkit.MaskedFrame(frameText, head+s+tail), staysOpen})
 	}
 	for number, s := range map[string]string{
 		"6.3.1": "\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80edited", "6.8.1": "\xf8\x88\x80\x80\x80", "6.8.2": "\xfc\x84\x80\x80\x80\x80",
@@ -142,17 +125,17 @@ func autobahnTexts() (all []autobahnCase) {
 		"6.21.1": "\xed\xa0\x80\xed\xb0\x80", "6.21.8": "\xed\xaf\xbf\xed\xbf\xbf",
 	} {
 		all = append(all,
-			autobahnCase{number, fmt.Sprintf("%+q", s), rawFrame(frameText, head+s+tail), 1007},
+			autobahnCase{number, fmt.Sprintf("%+q", s), testkit.MaskedFrame(frameText, head+s+tail), 1007},
 			autobahnCase{number, fmt.Sprintf("%+q in fragments of a byte", s), fragments(head+s+tail, 1), 1007})
 	}
 	whole := head + "κόσμε" + tail
 	return append(all,
-		autobahnCase{"6.2.2", "a character over two fragments", rawFrame(fragmentFirst, whole[:len(head)+1]) + rawFrame(fragmentLast, whole[len(head)+1:]), staysOpen},
+		autobahnCase{"6.2.2", "a character over two fragments", testkit.MaskedFrame(fragmentFirst, whole[:len(head)+1]) + testkit.MaskedFrame(fragmentLast, whole[len(head)+1:]), staysOpen},
 		autobahnCase{"6.2.3", "a byte a fragment", fragments(whole, 1), staysOpen},
 		// An earlier close would be allowed, too. This service closes at the end of
 		// the text.
-		autobahnCase{"6.4.1", "bad text, and its end", rawFrame(fragmentFirst, head+"\xf4\x90") + rawFrame(fragmentNext, "\x80\x80") + rawFrame(fragmentLast, tail), 1007},
-		autobahnCase{"6.5.1", "text that ends within a character", rawFrame(frameText, head+"\xce"), 1007})
+		autobahnCase{"6.4.1", "bad text, and its end", testkit.MaskedFrame(fragmentFirst, head+"\xf4\x90") + testkit.MaskedFrame(fragmentNext, "\x80\x80") + testkit.MaskedFrame(fragmentLast, tail), 1007},
+		autobahnCase{"6.5.1", "text that ends within a character", testkit.MaskedFrame(frameText, head+"\xce"), 1007})
 }
 
 // autobahnCloses returns group 7, which the service answers with a close frame.
@@ -160,13 +143,13 @@ func autobahnCloses() (all []autobahnCase) {
 	add := func(number, name, sends string, want int) {
 		all = append(all, autobahnCase{number, name, sends, want})
 	}
-	add("7.1.1", "a text and a close", rawFrame(frameText, signalOf(90))+closeFrame(1000, ""), 1000)
+	add("7.1.1", "a text and a close", testkit.MaskedFrame(frameText, signalOf(90))+closeFrame(1000, ""), 1000)
 	add("7.1.2", "two closes", closeFrame(1000, "")+closeFrame(1000, ""), 1000)
-	add("7.1.3", "a close and a ping", closeFrame(1000, "")+rawFrame(framePing, ""), 1000)
-	add("7.1.4", "a close and a text", closeFrame(1000, "")+rawFrame(frameText, signalOf(90)), 1000)
-	add("7.1.5", "a close within a text", rawFrame(fragmentFirst, "{")+closeFrame(1000, "")+rawFrame(fragmentLast, "}"), 1000)
-	add("7.3.1", "a close without a payload", rawFrame(frameClose, ""), 1005)
-	add("7.3.2", "a close of one byte", rawFrame(frameClose, "a"), 1002)
+	add("7.1.3", "a close and a ping", closeFrame(1000, "")+testkit.MaskedFrame(framePing, ""), 1000)
+	add("7.1.4", "a close and a text", closeFrame(1000, "")+testkit.MaskedFrame(frameText, signalOf(90)), 1000)
+	add("7.1.5", "a close within a text", testkit.MaskedFrame(fragmentFirst, "{")+closeFrame(1000, "")+testkit.MaskedFrame(fragmentLast, "}"), 1000)
+	add("7.3.1", "a close without a payload", testkit.MaskedFrame(frameClose, ""), 1005)
+	add("7.3.2", "a close of one byte", testkit.MaskedFrame(frameClose, "a"), 1002)
 	add("7.3.3", "a close with a code", closeFrame(1000, ""), 1000)
 	add("7.3.4", "a close with a reason", closeFrame(1000, "Hello"), 1000)
 	add("7.3.5", "a close with a reason of 123", closeFrame(1000, strings.Repeat("*", 123)), 1000)
@@ -191,7 +174,7 @@ func TestAutobahnCases(t *testing.T) {
 	for _, tt := range cases {
 		t.Run(tt.number+" "+tt.name, func(t *testing.T) {
 			n.t = t
-			after := rawFrame(frameText, `{"type":"leave","ref":"after","room":"none"}`)
+			after := testkit.MaskedFrame(frameText, `{"type":"leave","ref":"after","room":"none"}`)
 			if tt.want != staysOpen {
 				after = ""
 			}

@@ -166,7 +166,7 @@ func TestTwoMalformedFramesAreForgiven(t *testing.T) {
 // the connection is hijacked.
 func TestFramesSentWithTheHandshakeAreNotLost(t *testing.T) {
 	n := startNode(t, nil)
-	_, br := n.rawHandshake(maskedFrame(0x81, `{"type":"join","ref":"early","room":"a"}`))
+	_, br := n.rawHandshake(testkit.MaskedFrame(0x81, `{"type":"join","ref":"early","room":"a"}`))
 	for {
 		if _, payload := readFrame(t, br); strings.Contains(payload, `"ref":"early"`) {
 			return
@@ -185,7 +185,7 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 	fast := n.dial(nil)
 	fast.send(`{"type":"join","room":"a"}`)
 	fast.until("joined")
-	slow, br := n.rawHandshake(maskedFrame(0x81, `{"type":"join","room":"a"}`))
+	slow, br := n.rawHandshake(testkit.MaskedFrame(0x81, `{"type":"join","room":"a"}`))
 	n.shrinkWriteBuffers()
 	testkit.Eventually(t, "both to be members", func() bool {
 		rooms := n.hub.Rooms()
@@ -308,15 +308,7 @@ func TestOneLineForEachConnectionEnd(t *testing.T) {
 	b.send(`{"type":"publish","room":"a","data":"secret"}`)
 	b.until("ack")
 	_ = b.ws.Close(websocket.StatusNormalClosure, "bye")
-	var line map[string]any
-	testkit.Eventually(t, "the log line", func() bool {
-		for l := range strings.Lines(n.logs.String()) {
-			if strings.Contains(l, "connection ended") {
-				return json.Unmarshal([]byte(l), &line) == nil
-			}
-		}
-		return false
-	})
+	line := n.logLine("connection ended")
 	if line["code"] != 1000.0 || line["reason"] != "client" || line["frames_in"] != 1.0 || line["remote"] != "127.0.0.1" {
 		t.Errorf("line: %v", line)
 	}

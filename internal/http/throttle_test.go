@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 func TestReadingIsThrottledOverTheRates(t *testing.T) {
@@ -57,10 +59,10 @@ func TestAFloodOfPingsIsAnsweredAtALimitedRate(t *testing.T) {
 		var flood strings.Builder
 		const pings = 115
 		for i := range pings {
-			flood.WriteString(maskedFrame(0x89, fmt.Sprintf("%03d", i)))
+			flood.WriteString(testkit.MaskedFrame(0x89, fmt.Sprintf("%03d", i)))
 		}
 		began := time.Now()
-		_, br := n.rawHandshake(flood.String() + maskedFrame(0x81, `{"type":"join","room":"after"}`))
+		_, br := n.rawHandshake(flood.String() + testkit.MaskedFrame(0x81, `{"type":"join","room":"after"}`))
 		for i := range pings {
 			op, payload := readFrame(t, br)
 			for op != 0x8A { // skips the welcome, heartbeats and the service's pings

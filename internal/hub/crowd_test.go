@@ -3,6 +3,7 @@ package hub
 import (
 	"bytes"
 	"context"
+	"math"
 	"net"
 	"runtime"
 	"strconv"
@@ -187,12 +188,43 @@ func (c *crowd) allAt(seq int) bool {
 	return true
 }
 
-// memoryInUse returns the bytes that the process holds in its heap and stacks.
+// memoryInUse returns the bytes that the process holds in its heap and in the stacks
+// of its goroutines.
 func memoryInUse() int {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int(m.HeapAlloc + m.StackInuse)
+	heap, stacks := collectedMemory()
+	return heap + stacks
+}
+
+// heapInUse returns the bytes that the process holds in its heap. It is exact once
+// goroutines have ended, whose stacks the runtime returns only in whole spans.
+func heapInUse() int {
+	heap, _ := collectedMemory()
+	return heap
+}
+
+// warmGoroutines makes the runtime allocate the descriptors of n goroutines, which it
+// keeps for later ones.
+func warmGoroutines(n int) {
+	end := make(chan struct{})
+	for range n {
+		go func() { <-end }()
+	}
+	synctest.Wait()
+	close(end)
+	synctest.Wait()
+}
+
+// collectedMemory returns the least of several collections: a pool's contents survive
+// one of them, and a finalizer's object two.
+func collectedMemory() (heap, stacks int) {
+	heap, stacks = math.MaxInt, math.MaxInt
+	for range 4 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		heap, stacks = min(heap, int(m.HeapAlloc)), min(stacks, int(m.StackInuse))
+	}
+	return heap, stacks
 }
 
 // A cost is what the hub spent until all outlets were at a seq.

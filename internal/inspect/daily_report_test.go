@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"switchyard/internal/backup"
+	"switchyard/internal/testkit"
 )
 
 func newDailyReport(t *testing.T) *DailyReport {
@@ -155,19 +156,13 @@ func TestAReportHasItsPlots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.ReadFile(t, path)
 	expectContains(t, string(text), "# A slow morning", "Class: **P1**", "| most connections at once | 50 |", "| d7 | switchyard:2 | rolled back | blue |", "| HighErrorRate | critical |",
 		"![Open connections, by color](connections.svg)", "Messages published per second: nothing in this span.", "## Why")
 	if strings.Contains(string(text), "d6") {
 		t.Errorf("a deploy before the span is in the report:\n%s", text)
 	}
-	svg, err := os.ReadFile(filepath.Join(dir, "connections.svg"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	svg := testkit.ReadFile(t, filepath.Join(dir, "connections.svg"))
 	if err := xml.Unmarshal(svg, new(any)); err != nil {
 		t.Errorf("no XML: %v", err)
 	}
@@ -200,10 +195,7 @@ func TestAReportLeavesOutErrorsAfterItsSpan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.ReadFile(t, path)
 	expectContains(t, string(text), "| ERROR | 1 | 2026-11-26T01:30:00Z | 2026-11-26T01:30:00Z | disk full | during |")
 	if strings.Contains(string(text), "another error") {
 		t.Errorf("an error after the span is in the report:\n%s", text)

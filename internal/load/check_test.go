@@ -124,6 +124,10 @@ var faultyHistories = map[string]struct {
 	"a gap in an epoch that was not declared": {threeMessages + `s joins e:0
 			s gets a e:1
 			s gap f:1-2 trimmed`, SilentEpoch, "s was moved from epoch e at 1 to epoch f at 2 without a gap"},
+	"moved by a gap that does not begin at the first message": {`publish a
+			ack a f:1
+			s joins e:0
+			s gap f:2-2 trimmed`, SilentEpoch, "s was moved from epoch e at 0 to epoch f at 2 without a gap"},
 	"an epoch that a subscriber never reached": {threeMessages + `s joins e:0
 			t joins e:0
 			s gap f:1-1 epoch

@@ -1,18 +1,16 @@
 package load
 
 import (
-	"os"
 	"strings"
 	"testing"
+
+	"switchyard/internal/testkit"
 )
 
 // The example in docs/verify.md is a valid history, and the page lists every
 // event, fault and verdict.
 func TestTheDocsMatchTheCode(t *testing.T) {
-	b, err := os.ReadFile("../../docs/verify.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testkit.ReadFile(t, "../../docs/verify.md")
 	document := string(b)
 	var example []string
 	for _, line := range strings.Split(document, "\n") {

@@ -2,10 +2,8 @@ package load
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -13,19 +11,17 @@ import (
 	"testing/synctest"
 	"time"
 
-	"nhooyr.io/websocket"
-
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/fakeservice"
 )
 
 // A faultyServer is a service that breaks one promise, or none if fault is "". Now
 // and then it cuts a connection instead of an ack. It runs in a bubble of
-// synctest, and is the net.Listener of its connections.
+// synctest.
 type faultyServer struct {
-	fault  string
-	dials  chan net.Conn
-	once   sync.Once
-	closed chan struct{} // closed by Close
+	*testkit.PipeListener
+	fault string
 
 	mu      sync.Mutex     // Protects following.
 	tokens  map[string]int // connections by the Authorization header
@@ -35,31 +31,10 @@ type faultyServer struct {
 
 // A serverRoom is a room of a faultyServer.
 type serverRoom struct {
-	epoch   string
-	log     []clientFrame
-	ids     map[string]int // to seqs
-	members map[*serverConn]bool
-}
-
-// A clientFrame is a frame that a client sent. A log holds the publishes.
-type clientFrame struct {
-	Type, Ref, ID string
-	Room          message.Room
-	After         *int
-	Epoch         string
-	Data          json.RawMessage
-}
-
-// A serverConn is a connection of a faultyServer.
-type serverConn struct {
-	conn *websocket.Conn
-	out  chan string // frames to send; closed by serve
-}
-
-func (c *serverConn) writeLoop() {
-	for frame := range c.out {
-		_ = c.conn.Write(context.Background(), websocket.MessageText, []byte(frame))
-	}
+	epoch   message.Epoch
+	log     []fakeservice.Frame // publishes
+	ids     map[string]int      // to seqs
+	members map[*fakeservice.Conn]bool
 }
 
 // withFaultyServer runs a test in virtual time, with a service that breaks a
@@ -67,99 +42,52 @@ func (c *serverConn) writeLoop() {
 func withFaultyServer(t *testing.T, fault string, run func(t *testing.T, s *faultyServer)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		s := &faultyServer{
-			fault: fault, dials: make(chan net.Conn), closed: make(chan struct{}),
-			rooms: map[message.Room]*serverRoom{}, tokens: map[string]int{},
-		}
-		server := &http.Server{Handler: s}
-		go func() { _ = server.Serve(s) }()
-		t.Cleanup(func() { _ = server.Close() })
+		s := &faultyServer{fault: fault, rooms: map[message.Room]*serverRoom{}, tokens: map[string]int{}}
+		s.PipeListener = fakeservice.Start(t, s.handler(t))
 		run(t, s)
 	})
 }
 
 // plan directs a plan's clients to the server.
 func (s *faultyServer) plan(p Plan) Plan {
-	p.URLs, p.Dial = []string{"ws://service/ws"}, s.dial
+	p.URLs, p.Dial = []string{"ws://service/ws"}, s.Dial
 	return p
 }
 
-func (s *faultyServer) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	clientEnd, serverEnd := net.Pipe()
-	select {
-	case s.dials <- serverEnd:
-		return clientEnd, nil
-	case <-s.closed:
-		return nil, net.ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (s *faultyServer) Accept() (net.Conn, error) {
-	select {
-	case conn := <-s.dials:
-		return conn, nil
-	case <-s.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (s *faultyServer) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
-
-func (s *faultyServer) Close() error {
-	s.once.Do(func() { close(s.closed) })
-	return nil
-}
-
-func (s *faultyServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	s.tokens[r.Header.Get("Authorization")]++
-	s.mu.Unlock()
-	conn, err := websocket.Accept(w, r, nil)
-	if err != nil {
-		return
-	}
-	s.serve(conn)
-}
-
-func (s *faultyServer) serve(conn *websocket.Conn) {
-	c := &serverConn{conn: conn, out: make(chan string, 10_000)}
-	var writing sync.WaitGroup
-	writing.Go(c.writeLoop)
-	defer func() {
-		_ = conn.CloseNow()
+func (s *faultyServer) handler(t *testing.T) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
-		for _, room := range s.rooms {
-			delete(room.members, c)
-		}
+		s.tokens[r.Header.Get("Authorization")]++
 		s.mu.Unlock()
-		close(c.out)
-		writing.Wait()
-	}()
-	c.out <- `{"type":"welcome","user":null,"heartbeat_ms":25000,"max_frame":65536}`
-	for {
-		_, b, err := conn.Read(context.Background())
-		var f clientFrame
-		if err != nil || json.Unmarshal(b, &f) != nil || !s.handle(c, f) {
-			return
+		if c, err := fakeservice.Accept(t, w, r); err == nil {
+			s.serve(c)
 		}
+	}
+}
+
+func (s *faultyServer) serve(c *fakeservice.Conn) {
+	c.Queue(`{"type":"welcome","user":null,"heartbeat_ms":25000,"max_frame":65536}`)
+	c.Serve(func(f fakeservice.Frame) bool { return s.handle(c, f) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, room := range s.rooms {
+		delete(room.members, c)
 	}
 }
 
 // handle answers a frame. It returns false to cut the connection.
-func (s *faultyServer) handle(c *serverConn, f clientFrame) bool {
+func (s *faultyServer) handle(c *fakeservice.Conn, f fakeservice.Frame) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	room := s.rooms[f.Room]
 	if room == nil {
-		room = &serverRoom{epoch: "e1", ids: map[string]int{}, members: map[*serverConn]bool{}}
+		room = &serverRoom{epoch: "e1", ids: map[string]int{}, members: map[*fakeservice.Conn]bool{}}
 		s.rooms[f.Room] = room
 	}
 	switch f.Type {
 	case "join":
 		if s.fault == "rejects readers" && len(room.log) > 0 {
-			c.out <- fmt.Sprintf(`{"type":"error","ref":%q,"code":"forbidden","message":"no"}`, f.Ref)
+			c.Queue(f.Error("forbidden", ""))
 			return true
 		}
 		s.join(c, room, f)
@@ -169,53 +97,52 @@ func (s *faultyServer) handle(c *serverConn, f clientFrame) bool {
 	return true
 }
 
-func (s *faultyServer) join(c *serverConn, room *serverRoom, f clientFrame) {
-	c.out <- fmt.Sprintf(`{"type":"joined","ref":%q,"room":%q,"epoch":%q,"seq":%d,"first":1}`, f.Ref, f.Room, room.epoch, len(room.log))
-	after := *f.After
+func (s *faultyServer) join(c *fakeservice.Conn, room *serverRoom, f fakeservice.Frame) {
+	c.Queue(f.Joined(room.epoch, len(room.log)))
+	after := int(*f.After)
 	if f.Epoch != "" && f.Epoch != room.epoch && after > 0 && s.fault != "a new epoch without a gap" {
-		c.out <- fmt.Sprintf(`{"type":"gap","room":%q,"epoch":%q,"from":1,"to":%d,"reason":"epoch"}`, f.Room, room.epoch, len(room.log))
+		c.Queue(fmt.Sprintf(`{"type":"gap","room":%q,"epoch":%q,"from":1,"to":%d,"reason":"epoch"}`, f.Room, room.epoch, len(room.log)))
 		after = len(room.log)
 	}
 	if s.fault == "a resume that skips" && after > 0 {
 		after++
 	}
 	for seq := after + 1; seq <= len(room.log); seq++ {
-		c.out <- room.frame(room.log[seq-1], seq)
+		c.Queue(room.frame(room.log[seq-1], seq))
 	}
 	room.members[c] = true
 }
 
-func (r *serverRoom) frame(f clientFrame, seq int) string {
-	return fmt.Sprintf(`{"type":"message","room":%q,"epoch":%q,"seq":%d,"id":%q,"from":null,"at":"2026-01-02T15:04:05Z","data":%s}`,
-		f.Room, r.epoch, seq, f.ID, f.Data)
+func (r *serverRoom) frame(f fakeservice.Frame, seq int) string {
+	return f.Message(r.epoch, seq, "null")
 }
 
 // publish stores, delivers and acks a message, except for the fault. Every
 // sixtieth answer is a cut, and every eleventh publish gets the fault.
-func (s *faultyServer) publish(c *serverConn, room *serverRoom, f clientFrame) bool {
+func (s *faultyServer) publish(c *fakeservice.Conn, room *serverRoom, f fakeservice.Frame) bool {
 	s.answers++
 	switch {
 	case s.fault == "refuses all":
-		c.out <- fmt.Sprintf(`{"type":"error","ref":%q,"code":"forbidden","message":"no"}`, f.Ref)
+		c.Queue(f.Error("forbidden", ""))
 		return true
 	case s.fault == "answers nothing":
 		return true
 	case s.fault == "rejects a client" && s.answers == 10:
-		go func() { _ = c.conn.Close(4003, "you") }() // in the background, because it waits for an answer
+		go func() { _ = c.WS.Close(4003, "you") }() // in the background, because it waits for an answer
 		return true
 	}
 	inject := s.answers%11 == 10
 	if seq, stored := room.ids[f.ID]; stored && s.fault != "no ids" {
-		c.out <- ackFrame(f, room.epoch, seq)
+		c.Queue(f.Ack(room.epoch, seq, false))
 		return true
 	}
 	if inject && s.fault == "acks before the commit, which fails" {
-		c.out <- ackFrame(f, room.epoch, len(room.log)+1)
+		c.Queue(f.Ack(room.epoch, len(room.log)+1, false))
 		return true
 	}
 	if inject && s.fault == "delivers before the commit, which fails" {
 		for member := range room.members {
-			member.out <- room.frame(f, len(room.log)+1)
+			member.Queue(room.frame(f, len(room.log)+1))
 		}
 		return false
 	}
@@ -232,7 +159,7 @@ func (s *faultyServer) publish(c *serverConn, room *serverRoom, f clientFrame) b
 	if inject && s.fault == "acks another seq" {
 		seq++
 	}
-	c.out <- ackFrame(f, room.epoch, seq)
+	c.Queue(f.Ack(room.epoch, seq, false))
 	return true
 }
 
@@ -247,13 +174,13 @@ func (s *faultyServer) restore(room *serverRoom, name message.Room) {
 	}
 	for member := range room.members {
 		if s.fault == "a new epoch" {
-			member.out <- fmt.Sprintf(`{"type":"gap","room":%q,"epoch":%q,"from":1,"to":%d,"reason":"epoch"}`, name, room.epoch, len(room.log))
+			member.Queue(fmt.Sprintf(`{"type":"gap","room":%q,"epoch":%q,"from":1,"to":%d,"reason":"epoch"}`, name, room.epoch, len(room.log)))
 		}
 	}
 }
 
 // deliver sends the last message to all members, except for the fault.
-func (s *faultyServer) deliver(publisher *serverConn, room *serverRoom, f clientFrame, inject bool) {
+func (s *faultyServer) deliver(publisher *fakeservice.Conn, room *serverRoom, f fakeservice.Frame, inject bool) {
 	frame := room.frame(f, len(room.log))
 	for member := range room.members {
 		if inject && s.fault == "no repair" && member != publisher {
@@ -263,15 +190,11 @@ func (s *faultyServer) deliver(publisher *serverConn, room *serverRoom, f client
 			f.Data = json.RawMessage(`"something else"`)
 			frame = room.frame(f, len(room.log))
 		}
-		member.out <- frame
+		member.Queue(frame)
 		if inject && s.fault == "duplicates" {
-			member.out <- frame
+			member.Queue(frame)
 		}
 	}
-}
-
-func ackFrame(f clientFrame, epoch string, seq int) string {
-	return fmt.Sprintf(`{"type":"ack","ref":%q,"room":%q,"epoch":%q,"seq":%d,"id":%q}`, f.Ref, f.Room, epoch, seq, f.ID)
 }
 
 // Whatever promise a service breaks, a run of real clients finds it and names a

@@ -303,9 +303,13 @@ func mustReceive(events []event, at int) bool {
 // it may be in any epoch.
 func startsFresh(events []event, gap int) bool {
 	for _, e := range slices.Backward(events[:gap]) {
-		if e.Sub == events[gap].Sub {
-			return e.Seq == 0
+		if e.Sub != events[gap].Sub {
+			continue
 		}
+		if e.Kind == gapDeclared {
+			return e.To == 0 // the room was empty
+		}
+		return e.Seq == 0
 	}
 	return true
 }

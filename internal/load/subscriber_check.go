@@ -122,7 +122,8 @@ func (c *subscriberCheck) applyGap(e event) {
 		// The epoch may be the same: a position above the head is invalid too.
 		c.moveTo(position{e.Epoch, e.To}, true)
 	case e.Epoch != c.at.epoch:
-		c.moveTo(position{e.Epoch, e.To}, c.at.seq == 0)
+		// As for a message: the gap must begin where the subscriber's position is.
+		c.moveTo(position{e.Epoch, e.To}, e.Seq == 1 && c.at.seq == 0)
 	case e.To > c.at.seq:
 		if e.Seq > c.at.seq+1 {
 			c.missing = append(c.missing, span{e.Epoch, c.at.seq + 1, e.Seq - 1})

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit"
 )
 
 var update = flag.Bool("update", false, "rewrite the server's golden frames; wire v1 is released: only add")
@@ -65,10 +66,7 @@ func readGolden(t *testing.T) map[string]golden {
 	}
 	all := map[string]golden{}
 	for _, path := range paths {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := testkit.ReadFile(t, path)
 		var g golden
 		if err := json.Unmarshal(b, &g); err != nil {
 			t.Fatalf("%s: %v", path, err)

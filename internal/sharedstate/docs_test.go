@@ -1,23 +1,20 @@
 package sharedstate
 
 import (
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"switchyard/internal/testkit"
 )
 
 // sharedStateDoc returns docs/shared-state.md.
 func sharedStateDoc(t *testing.T) string {
 	t.Helper()
-	b, err := os.ReadFile("../../docs/shared-state.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
+	return string(testkit.ReadFile(t, "../../docs/shared-state.md"))
 }
 
 // The page lists every metric with each value of its label, and no other.

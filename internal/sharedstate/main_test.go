@@ -2,7 +2,6 @@ package sharedstate
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"strings"
 	"sync"
@@ -14,17 +13,12 @@ import (
 	"switchyard/internal/broker"
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/metrictest"
 )
 
 // TestMain runs more tests at a time than there are cores, because most of them
 // wait for timers.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := flag.Set("test.parallel", "24"); err != nil {
-		panic(err)
-	}
-	testkit.Main(m)
-}
+func TestMain(m *testing.M) { testkit.MainParallel(m, 24) }
 
 // testContext returns a context for one call that must succeed.
 func testContext(t *testing.T) context.Context {
@@ -202,27 +196,10 @@ func (p *testNode) wantNoResume(t *testing.T, why, secret, user string) {
 	}
 }
 
-// metric returns the sum of a counter or gauge over all labels, or the count of a
-// histogram. With a value, it only adds up the series with that label value.
+// metric is metrictest.Sum of the node.
 func (p *testNode) metric(t *testing.T, name, value string) float64 {
 	t.Helper()
-	families, err := p.reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var sum float64
-	for _, f := range families {
-		if f.GetName() != name {
-			continue
-		}
-		for _, m := range f.GetMetric() {
-			if value != "" && m.GetLabel()[0].GetValue() != value {
-				continue
-			}
-			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
-		}
-	}
-	return sum
+	return metrictest.Sum(t, p.reg, name, value)
 }
 
 // aclCommands are the commands that the Redis user needs by docs/shared-state.md.

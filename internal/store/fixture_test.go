@@ -202,11 +202,7 @@ func (n *node) append(room, from, id, data string) *message.Publication {
 // wait returns a publication once it is completed.
 func wait(t *testing.T, p *message.Publication) *message.Publication {
 	t.Helper()
-	select {
-	case <-p.Opaque.(chan struct{}):
-	case <-time.After(testkit.Timeout):
-		t.Fatalf("%s of %s was never completed", p.ID, p.Room)
-	}
+	testkit.Receive(t, fmt.Sprintf("%s of %s to be completed", p.ID, p.Room), p.Opaque.(chan struct{}))
 	return p
 }
 

@@ -111,7 +111,7 @@ func (w *pgWriter) findLockedRooms(ctx context.Context, batch []*queuedPublicati
 	// No batch has had these rooms since their retryAt: remove them.
 	maps.DeleteFunc(w.lockedRooms, func(_ string, r lockedRoom) bool { return now.Sub(r.retryAt) > lockedRetryMax })
 	for _, room := range rooms {
-		delay := max(lockedRetryMin, min(2*w.lockedRooms[room].delay, lockedRetryMax))
+		delay := max(w.p.cfg.lockedRetry, min(2*w.lockedRooms[room].delay, lockedRetryMax))
 		w.lockedRooms[room] = lockedRoom{retryAt: now.Add(delay), delay: delay}
 	}
 	return &lockedRoomsError{rooms}

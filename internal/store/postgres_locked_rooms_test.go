@@ -16,7 +16,8 @@ import (
 func TestALockedRoomDoesNotBlockOtherRooms(t *testing.T) {
 	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))
-	n := f.startNode(func(c *Config) { c.AppendWorkers, c.lockTimeout = 1, time.Second })
+	const lockTimeout, lockedRetry = time.Second, 250 * time.Millisecond
+	n := f.startNode(func(c *Config) { c.AppendWorkers, c.lockTimeout, c.lockedRetry = 1, lockTimeout, lockedRetry })
 	n.mustPublish("locked", "0", "x")
 	n.mustPublish("free", "0", "x")
 	release := f.lockRoom("locked")
@@ -53,10 +54,9 @@ func TestALockedRoomDoesNotBlockOtherRooms(t *testing.T) {
 			<-pace
 		}
 	})
-	// Until batches have waited for the locked room twice: for 1 s, and again
-	// 2 s later.
+	// Until batches have waited for the locked room twice.
 	began := time.Now()
-	for i := 1; i <= 50 || time.Since(began) < 4*time.Second; i++ {
+	for i := 1; i <= 50 || time.Since(began) < 2*lockTimeout+2*lockedRetry; i++ {
 		if p := n.publish("free", "", numbered("id", i), "x"); p.Err != nil {
 			t.Fatalf("in a free room, after %v: %v", time.Since(began), p.Err)
 		}

@@ -91,7 +91,10 @@ func TestThisReleaseRunsOnALaterSchema(t *testing.T) {
 		"plans":                  TestNoPlanReadsAWholeTable,
 		"anonymous publications": TestAnonymousUsersAreOneUser,
 	} {
-		t.Run(name, test)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			t.Run("later", test) // which may itself be parallel
+		})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"switchyard/internal/message"
@@ -19,18 +20,6 @@ import (
 func (f *fixture) path() string {
 	path, _ := sqlitePath(f.url)
 	return path
-}
-
-func copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	b, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// In place, as cp does, so that the file keeps its inode.
-	if err := os.WriteFile(to, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // openedEpoch opens the log, reads its epoch, and closes it.
@@ -44,7 +33,7 @@ func (f *fixture) openedEpoch() message.Epoch {
 func TestARestoredSQLiteFileBeginsANewEpoch(t *testing.T) {
 	for name, restore := range map[string]func(t *testing.T, f *fixture, earlier string){
 		"the older file copied back": func(t *testing.T, f *fixture, earlier string) {
-			copyFile(t, earlier+"/db", f.path())
+			testkit.CopyFile(t, earlier+"/db", f.path())
 		},
 		"the older folder moved in its place": func(t *testing.T, f *fixture, earlier string) {
 			// Moved aside first, since a file system may reuse a freed inode.
@@ -66,7 +55,7 @@ func TestARestoredSQLiteFileBeginsANewEpoch(t *testing.T) {
 		},
 		"copied elsewhere": func(t *testing.T, f *fixture, _ string) {
 			to := filepath.Join(t.TempDir(), "copy.db")
-			copyFile(t, f.path(), to)
+			testkit.CopyFile(t, f.path(), to)
 			f.url = "sqlite:" + to
 		},
 	} {
@@ -230,31 +219,35 @@ func TestTheSQLiteWriterFlushesEachCommit(t *testing.T) {
 
 // A sqlite3 shell has a transaction open.
 func TestAnotherProgramLocksTheSQLiteFile(t *testing.T) {
-	t.Parallel()
-	f := newSQLiteFixture(t)
-	n := f.startNode(func(c *Config) { c.AppendTimeout = 2 * time.Second })
-	n.mustPublish("room", "1", "x")
-	db, err := sql.Open("sqlite", sqliteURI(f.path(), "rw", "_txlock=immediate"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	tx, err := db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p := n.publish("room", "ann", "2", "x"); !errors.Is(p.Err, message.ErrUnavailable) {
-		t.Errorf("while the file is locked: %v", p.Err)
-	}
-	if len(n.readAll("room")) != 1 {
-		t.Error("readers see messages that were not committed")
-	}
-	if err := tx.Rollback(); err != nil {
-		t.Fatal(err)
-	}
-	if p := n.mustPublish("room", "2", "x"); p.Seq != 2 {
-		t.Errorf("afterwards: %+v", p)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newSQLiteFixture(t)
+		n := f.startNode(func(c *Config) { c.AppendTimeout = hangTimeout })
+		n.mustPublish("room", "1", "x")
+		db, err := sql.Open("sqlite", sqliteURI(f.path(), "rw", "_txlock=immediate"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		tx, err := db.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		expectUnavailable(t, "a publish", hangAnswer, func() error { return n.publish("room", "ann", "2", "x").Err })
+		expectUnavailable(t, "a publish after a failed one", hangAnswer, func() error { return n.publish("room", "ann", "2", "x").Err })
+		began := time.Now()
+		if len(n.readAll("room")) != 1 {
+			t.Error("readers see messages that were not committed")
+		}
+		if waited := time.Since(began); waited != 0 {
+			t.Errorf("a reader waited %v for the writer", waited)
+		}
+		if err := tx.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+		if p := n.mustPublish("room", "2", "x"); p.Seq != 2 {
+			t.Errorf("afterwards: %+v", p)
+		}
+	})
 }
 
 func TestTheLockFileKeepsTheDatabaseState(t *testing.T) {

@@ -58,6 +58,9 @@ type Config struct {
 	// lockTimeout bounds the wait for a room's row. Tests set it; the default
 	// follows from AppendTimeout.
 	lockTimeout time.Duration
+	// lockedRetry is when a room that was found locked is waited for again. Tests
+	// set it.
+	lockedRetry time.Duration
 	// trimWait is how long a trim waits for a lock before it gives up. Tests
 	// set it.
 	trimWait time.Duration
@@ -93,6 +96,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.MaxPending, 32768)
 	setDefault(&c.MaxPendingBytes, 64<<20)
 	setDefault(&c.lockTimeout, lockTimeout(c.AppendTimeout))
+	setDefault(&c.lockedRetry, lockedRetryMin)
 	setDefault(&c.trimWait, trimWait)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

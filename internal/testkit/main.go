@@ -2,9 +2,11 @@ package testkit
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -30,6 +32,15 @@ func Main(m *testing.M, opts ...goleak.Option) {
 		}
 	}
 	os.Exit(code)
+}
+
+// MainParallel is Main for tests that mostly wait: n of them run at a time, however few
+// cores there are, unless -parallel says otherwise.
+func MainParallel(m *testing.M, n int, opts ...goleak.Option) {
+	if err := flag.Set("test.parallel", strconv.Itoa(n)); err != nil {
+		panic(err)
+	}
+	Main(m, opts...)
 }
 
 // findLeak returns the goroutines that are left after ten seconds: libraries

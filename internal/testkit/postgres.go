@@ -53,9 +53,21 @@ func Postgres(tb testing.TB) *PG {
 // StartPostgres returns a database on a server that belongs to the test, which may
 // stop and kill it. Each conf is a line of postgresql.conf, such as
 // "max_wal_size=64MB". The server is stopped when the test ends.
+//
+// All servers of a test binary are copies of one cluster, and so have its system
+// identifier.
 func StartPostgres(tb testing.TB, conf ...string) *PG {
 	tb.Helper()
-	server, err := newPostgres(conf)
+	return StartPreparedPostgres(tb, copyFreshCluster, conf...)
+}
+
+// StartPreparedPostgres is StartPostgres with a data directory that prepare makes,
+// for example as a copy of another one, which is faster than initdb. prepare gets
+// the path, where nothing exists yet, and the user that must own the directory; nil
+// means the current user.
+func StartPreparedPostgres(tb testing.TB, prepare func(data string, user *syscall.Credential) error, conf ...string) *PG {
+	tb.Helper()
+	server, err := newPostgres(prepare, conf)
 	if err != nil {
 		tb.Fatalf("testkit: %v", err)
 	}
@@ -180,7 +192,7 @@ var databaseCount atomic.Int64
 // sharedPostgres starts the shared server at its first call. Later calls return the
 // same server or the same error.
 var sharedPostgres = sync.OnceValues(func() (*pgServer, error) {
-	s, err := newPostgres(nil)
+	s, err := newPostgres(copyFreshCluster, nil)
 	if err == nil {
 		resources.onClose(func() error { return s.process.Stop(syscall.SIGQUIT, 10*time.Second) })
 	}
@@ -200,8 +212,9 @@ type pgServer struct {
 
 func (s *pgServer) data() string { return filepath.Join(s.dir, "data") }
 
-// newPostgres makes a cluster with these lines in postgresql.conf and starts it.
-func newPostgres(conf []string) (*pgServer, error) {
+// newPostgres starts a server on the data directory that prepare makes, with these
+// lines in postgresql.conf.
+func newPostgres(prepare func(string, *syscall.Credential) error, conf []string) (*pgServer, error) {
 	s := &pgServer{port: FreePort()}
 	var err error
 	if os.Getuid() == 0 { // PostgreSQL refuses to run as root
@@ -212,31 +225,11 @@ func newPostgres(conf []string) (*pgServer, error) {
 	if s.dir, err = TempDir("postgres", s.user); err != nil {
 		return nil, err
 	}
-	if err := s.initdb(conf); err != nil {
+	if err := prepare(s.data(), s.user); err != nil {
 		return nil, err
 	}
-	return s, s.start()
-}
-
-// initdb makes the cluster with a locale other than C, as most production databases
-// have, so that queries that rely on byte order without saying so fail.
-func (s *pgServer) initdb(conf []string) error {
-	initdb, err := FindPostgresProgram("initdb")
-	if err != nil {
-		return err
-	}
-	p, err := Start(Program{Path: initdb, Dir: s.dir, User: s.user, Args: []string{
-		"-D", s.data(), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync",
-		"--locale=C", "--locale-provider=icu", "--icu-locale=en-US"}})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), postgresTimeout)
-	defer cancel()
-	if err := p.Wait(ctx); err != nil {
-		return fmt.Errorf("initdb: %w; it printed:\n%s", err, p.Output())
-	}
 	lines := append([]string{
+		"", // prepare's last line may have no end
 		"listen_addresses='127.0.0.1'",
 		fmt.Sprintf("port=%d", s.port),
 		fmt.Sprintf("unix_socket_directories='%s'", s.dir),
@@ -245,10 +238,13 @@ func (s *pgServer) initdb(conf []string) error {
 	}, conf...)
 	f, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
-		return fmt.Errorf("configure PostgreSQL: %w", err)
+		return nil, fmt.Errorf("configure PostgreSQL: %w", err)
 	}
 	_, err = f.WriteString(strings.Join(lines, "\n") + "\n")
-	return errors.Join(err, f.Close())
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("configure PostgreSQL: %w", err)
+	}
+	return s, s.start()
 }
 
 // start starts the server and returns when it accepts connections, after recovery

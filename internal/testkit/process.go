@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -120,6 +121,21 @@ func (p *Process) Wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for %s to end: %w", p.name, ctx.Err())
 	}
+}
+
+// ExitCode waits until the process has ended, at most for d, and returns its exit code.
+func (p *Process) ExitCode(tb testing.TB, d time.Duration) int {
+	tb.Helper()
+	err := p.Wait(Within(tb, d))
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.ExitCode()
+	}
+	tb.Fatalf("testkit: %v; it printed:\n%s", err, p.Output())
+	return 0
 }
 
 // WaitOutput returns when the process has printed text. It fails when the process

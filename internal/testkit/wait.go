@@ -50,3 +50,15 @@ func Within(tb testing.TB, d time.Duration) context.Context {
 	tb.Cleanup(cancel)
 	return ctx
 }
+
+// Receive returns the next value of a channel. After Timeout it fails the test with
+// what, the value in words. A closed channel has a value at once.
+func Receive[T any](tb testing.TB, what string, from <-chan T) (v T) {
+	tb.Helper()
+	select {
+	case v = <-from:
+	case <-time.After(Timeout):
+		tb.Fatalf("not within %v: %s", Timeout, what)
+	}
+	return v
+}

@@ -1,12 +1,13 @@
 package behaviors
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"gopkg.in/yaml.v3"
+
+	"switchyard/internal/testkit"
 )
 
 func TestEveryBehaviorIsDecodedAndHasAUniqueName(t *testing.T) {
@@ -50,10 +51,7 @@ func TestEveryBehaviorIsDecodedAndHasAUniqueName(t *testing.T) {
 // A behavior covers each documented close code: the action of clients in the
 // document leads to its name.
 func TestEveryCloseCodeHasABehavior(t *testing.T) {
-	b, err := os.ReadFile("../../web/asyncapi.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testkit.ReadFile(t, "../../web/asyncapi.yaml")
 	var doc struct {
 		Channels map[string]struct {
 			Codes map[string]struct{ Client string } `yaml:"x-close-codes"`

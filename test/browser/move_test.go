@@ -188,16 +188,7 @@ func startColor(t *testing.T, shared map[string]string, color, deployment string
 // drain starts a drain, as the deploy command does on the old color.
 func drain(t *testing.T, s *testkit.Server) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.Admin+"/drain?scope=deployment&reason=deploy", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Close = true
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = res.Body.Close()
+	res, _ := testkit.Call(t, http.MethodPost, "http://"+s.Admin+"/drain?scope=deployment&reason=deploy", "", "")
 	if res.StatusCode != http.StatusAccepted {
 		t.Fatalf("drain: %s", res.Status)
 	}

@@ -1,20 +1,17 @@
 package browser
 
 import (
-	"os"
 	"strings"
 	"testing"
 
+	"switchyard/internal/testkit"
 	"switchyard/internal/testkit/chromium"
 )
 
 // The README's example for browsers works when it is pasted into the page's
 // console as printed.
 func testTheReadmeExampleWorks(t *testing.T, e *env) {
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	readme := testkit.ReadFile(t, "../../README.md")
 	_, example, ok := strings.Cut(string(readme), "```js\n")
 	example, _, closed := strings.Cut(example, "```")
 	if !ok || !closed {

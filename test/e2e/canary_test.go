@@ -27,7 +27,7 @@ func TestABrokerThatDropsEverythingIsReported(t *testing.T) {
 	if _, body := readiness(t, s); !strings.Contains(body, `"delivery":"up"`) {
 		t.Errorf("local delivery works, and /readyz says %s", body)
 	}
-	metrics := get(t, s.URL()+"/metrics")
+	metrics := testkit.Get(t, s.URL()+"/metrics")
 	for _, line := range []string{"broker_up 1", `websocket_canary_age_seconds{leg="broker"}`, `websocket_canary_age_seconds{leg="local"}`} {
 		if !strings.Contains(metrics, line) {
 			t.Errorf("metrics without %s", line)

@@ -4,7 +4,6 @@
 package e2e
 
 import (
-	"flag"
 	"testing"
 
 	"switchyard/internal/load"
@@ -14,12 +13,7 @@ import (
 // TestMain runs more parallel tests at once than there are cores, unless -parallel
 // says otherwise: they mostly wait. Parallel tests do not share a Redis, where
 // their nodes would receive each other's messages in rooms of the same name.
-func TestMain(m *testing.M) {
-	if err := flag.Set("test.parallel", "5"); err != nil {
-		panic(err)
-	}
-	testkit.Main(m)
-}
+func TestMain(m *testing.M) { testkit.MainParallel(m, 5) }
 
 // assertClean fails the test unless the history is clean. These tests remove no
 // messages, so that no gap may be declared either.

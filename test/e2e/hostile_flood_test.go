@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // floodAttacks send more than is allowed of what is allowed. They run one after the
@@ -103,7 +105,7 @@ func frameFloods() []attack {
 			}
 		}},
 		{"thousands of pings are sent", "still works", func(a *attacker) string {
-			_, _ = io.WriteString(a.connectAsOwnUser(), strings.Repeat(maskedFrame(pingFrame, "ping"), 5000))
+			_, _ = io.WriteString(a.connectAsOwnUser(), strings.Repeat(testkit.MaskedFrame(pingFrame, "ping"), 5000))
 			return a.connectAsOwnUser().stillWorks() // the other socket is read more slowly
 		}},
 		{"thousands of calls are made with one API key", "429 rate_limited", func(a *attacker) string {

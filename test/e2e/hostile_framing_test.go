@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"strings"
+
+	"switchyard/internal/testkit"
 )
 
 // framingAttacks break RFC 6455.
@@ -10,32 +12,32 @@ func framingAttacks() (all []attack) {
 	for _, row := range []struct{ name, sends, want string }{
 		{"a frame comes without a mask", "\x81\x05hello", "close 1002"},
 		{"a ping comes without a mask", "\x89\x00", "close 1002"},
-		{"the first reserved bit is set, as if compression had been agreed", maskedFrame(textFrame|0x40, whole), "close 1002"},
-		{"the second reserved bit is set", maskedFrame(textFrame|0x20, whole), "close 1002"},
-		{"the third reserved bit is set", maskedFrame(textFrame|0x10, whole), "close 1002"},
-		{"a reserved bit of a close is set", maskedFrame(closeFrame|0x40, "\x03\xe8"), "close 1002"},
-		{"a frame has a reserved opcode", maskedFrame(0x83, "x"), "close 1002"},
-		{"a control frame has a reserved opcode", maskedFrame(0x8B, "x"), "close 1002"},
-		{"a ping comes in fragments", maskedFrame(0x09, "pi") + maskedFrame(lastFragment, "ng"), "close 1002"},
-		{"a close comes in fragments", maskedFrame(0x08, "\x03") + maskedFrame(lastFragment, "\xe8"), "close 1002"},
-		{"a ping is longer than a control frame may be", maskedFrame(pingFrame, strings.Repeat("p", 126)), "close 1002"},
-		{"a continuation continues nothing", maskedFrame(lastFragment, whole), "close 1002"},
-		{"a text begins within a text", maskedFrame(firstFragment, whole[:50]) + maskedFrame(textFrame, whole), "close 1002"},
-		{"a close has one byte", maskedFrame(closeFrame, "\x03"), "close 1002"},
-		{"a close has the code 1005, which is reserved", maskedFrame(closeFrame, "\x03\xed"), "close 1002"},
-		{"a close has the code 1006, which is reserved", maskedFrame(closeFrame, "\x03\xee"), "close 1002"},
-		{"a close has the code 999", maskedFrame(closeFrame, "\x03\xe7"), "close 1002"},
-		{"a close has the code 65535", maskedFrame(closeFrame, "\xff\xff"), "close 1002"},
-		{"a close gives a reason that is not UTF-8", maskedFrame(closeFrame, "\x03\xe8\xff\xfe"), "close 1007"},
-		{"a text is not UTF-8", maskedFrame(textFrame, `{"type":"signal","room":"own.a","data":"`+"\xc0\xaf"+`"}`), "close 1007"},
-		{"a text has a surrogate", maskedFrame(textFrame, `{"type":"signal","room":"own.a","data":"`+"\xed\xa0\x80"+`"}`), "close 1007"},
-		{"a text is cut within a character", maskedFrame(textFrame, "\xce"), "close 1007"},
-		{"a frame is binary", maskedFrame(binaryFrame, whole), "close 1003"},
+		{"the first reserved bit is set, as if compression had been agreed", testkit.MaskedFrame(textFrame|0x40, whole), "close 1002"},
+		{"the second reserved bit is set", testkit.MaskedFrame(textFrame|0x20, whole), "close 1002"},
+		{"the third reserved bit is set", testkit.MaskedFrame(textFrame|0x10, whole), "close 1002"},
+		{"a reserved bit of a close is set", testkit.MaskedFrame(closeFrame|0x40, "\x03\xe8"), "close 1002"},
+		{"a frame has a reserved opcode", testkit.MaskedFrame(0x83, "x"), "close 1002"},
+		{"a control frame has a reserved opcode", testkit.MaskedFrame(0x8B, "x"), "close 1002"},
+		{"a ping comes in fragments", testkit.MaskedFrame(0x09, "pi") + testkit.MaskedFrame(lastFragment, "ng"), "close 1002"},
+		{"a close comes in fragments", testkit.MaskedFrame(0x08, "\x03") + testkit.MaskedFrame(lastFragment, "\xe8"), "close 1002"},
+		{"a ping is longer than a control frame may be", testkit.MaskedFrame(pingFrame, strings.Repeat("p", 126)), "close 1002"},
+		{"a continuation continues nothing", testkit.MaskedFrame(lastFragment, whole), "close 1002"},
+		{"a text begins within a text", testkit.MaskedFrame(firstFragment, whole[:50]) + testkit.MaskedFrame(textFrame, whole), "close 1002"},
+		{"a close has one byte", testkit.MaskedFrame(closeFrame, "\x03"), "close 1002"},
+		{"a close has the code 1005, which is reserved", testkit.MaskedFrame(closeFrame, "\x03\xed"), "close 1002"},
+		{"a close has the code 1006, which is reserved", testkit.MaskedFrame(closeFrame, "\x03\xee"), "close 1002"},
+		{"a close has the code 999", testkit.MaskedFrame(closeFrame, "\x03\xe7"), "close 1002"},
+		{"a close has the code 65535", testkit.MaskedFrame(closeFrame, "\xff\xff"), "close 1002"},
+		{"a close gives a reason that is not UTF-8", testkit.MaskedFrame(closeFrame, "\x03\xe8\xff\xfe"), "close 1007"},
+		{"a text is not UTF-8", testkit.MaskedFrame(textFrame, `{"type":"signal","room":"own.a","data":"`+"\xc0\xaf"+`"}`), "close 1007"},
+		{"a text has a surrogate", testkit.MaskedFrame(textFrame, `{"type":"signal","room":"own.a","data":"`+"\xed\xa0\x80"+`"}`), "close 1007"},
+		{"a text is cut within a character", testkit.MaskedFrame(textFrame, "\xce"), "close 1007"},
+		{"a frame is binary", testkit.MaskedFrame(binaryFrame, whole), "close 1003"},
 		{"a frame announces the largest possible length", "\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff", "close 1002"},
-		{"a text is a byte over the limit", maskedFrame(textFrame, strings.Repeat(" ", 65537)), "close 1009"},
-		{"fragments are together over the limit", maskedFrame(firstFragment, strings.Repeat(" ", 40000)) + maskedFrame(lastFragment, strings.Repeat(" ", 40000)), "close 1009"},
-		{"a thousand empty fragments come before the text ends", maskedFrame(firstFragment, "") + strings.Repeat(maskedFrame(middleFragment, ""), 1000) + maskedFrame(lastFragment, whole), "still works"},
-		{"two hundred unsolicited pongs come", strings.Repeat(maskedFrame(0x8A, "12345678"), 200), "still works"},
+		{"a text is a byte over the limit", testkit.MaskedFrame(textFrame, strings.Repeat(" ", 65537)), "close 1009"},
+		{"fragments are together over the limit", testkit.MaskedFrame(firstFragment, strings.Repeat(" ", 40000)) + testkit.MaskedFrame(lastFragment, strings.Repeat(" ", 40000)), "close 1009"},
+		{"a thousand empty fragments come before the text ends", testkit.MaskedFrame(firstFragment, "") + strings.Repeat(testkit.MaskedFrame(middleFragment, ""), 1000) + testkit.MaskedFrame(lastFragment, whole), "still works"},
+		{"two hundred unsolicited pongs come", strings.Repeat(testkit.MaskedFrame(0x8A, "12345678"), 200), "still works"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {
 			w := a.connectAsOwnUser()
@@ -53,7 +55,7 @@ func framingAttacks() (all []attack) {
 var publishAfterClose = attack{"a publish is sent after the close", "close 1000, 0 messages", func(a *attacker) string {
 	room := "own." + a.user
 	w := a.connectAsOwnUser()
-	_, _ = w.Write([]byte(maskedFrame(closeFrame, "\x03\xe8") + maskedFrame(textFrame, `{"type":"publish","room":"`+room+`","data":1}`)))
+	_, _ = w.Write([]byte(testkit.MaskedFrame(closeFrame, "\x03\xe8") + testkit.MaskedFrame(textFrame, `{"type":"publish","room":"`+room+`","data":1}`)))
 	return w.answer() + ", " + a.connectAsOwnUser().messageCount(room)
 }}
 

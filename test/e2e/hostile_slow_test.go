@@ -6,6 +6,8 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // slowAttacks send and read slowly, to keep the service's resources. A timeout of the
@@ -29,17 +31,17 @@ func slowAttacks() []attack {
 		{"responses are requested and not read", "cut", func(a *attacker) string { return a.requestWithoutReading() }},
 		{"a socket sends half a frame and no more", "close 4209", func(a *attacker) string {
 			w := a.connectAsOwnUser()
-			_, _ = io.WriteString(w, maskedFrame(textFrame, `{"type":"leave","room":"own.a"}`)[:20])
+			_, _ = io.WriteString(w, testkit.MaskedFrame(textFrame, `{"type":"leave","room":"own.a"}`)[:20])
 			return w.answer()
 		}},
 		{"a socket sends a frame that never ends, a byte at a time", "close 4209", func(a *attacker) string {
 			w := a.connectAsOwnUser()
-			go a.drip(w, maskedFrame(textFrame, strings.Repeat(" ", 65000))[:8], "\x5a")
+			go a.drip(w, testkit.MaskedFrame(textFrame, strings.Repeat(" ", 65000))[:8], "\x5a")
 			return w.answer()
 		}},
 		{"a socket sends fragments that never end, with pings between", "close 4209", func(a *attacker) string {
 			w := a.connectAsOwnUser()
-			go a.drip(w, maskedFrame(firstFragment, "{"), maskedFrame(middleFragment, " ")+maskedFrame(pingFrame, "p"))
+			go a.drip(w, testkit.MaskedFrame(firstFragment, "{"), testkit.MaskedFrame(middleFragment, " ")+testkit.MaskedFrame(pingFrame, "p"))
 			return w.answer()
 		}},
 		{"a socket announces a frame of exabytes", "close 4209", func(a *attacker) string {
@@ -124,5 +126,5 @@ func (a *attacker) joinWithoutReading() string {
 			return got
 		}
 	}
-	return a.writeUntilCut(w, "", maskedFrame(pingFrame, "p"))
+	return a.writeUntilCut(w, "", testkit.MaskedFrame(pingFrame, "p"))
 }

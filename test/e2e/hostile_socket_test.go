@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // A rawSocket is a WebSocket whose every byte is the attacker's.
@@ -28,23 +30,6 @@ const (
 	middleFragment = 0x00
 	lastFragment   = 0x80
 )
-
-// maskedFrame returns a client's frame.
-func maskedFrame(first byte, payload string) string {
-	head := []byte{first, 0x80 | byte(len(payload))}
-	switch n := len(payload); {
-	case n > 65535:
-		head = binary.BigEndian.AppendUint64([]byte{first, 0x80 | 127}, uint64(n))
-	case n > 125:
-		head = binary.BigEndian.AppendUint16([]byte{first, 0x80 | 126}, uint16(n))
-	}
-	mask := [4]byte{0x5A, 0x00, 0xFF, 0x17}
-	body := []byte(payload)
-	for i := range body {
-		body[i] ^= mask[i%4]
-	}
-	return string(head) + string(mask[:]) + string(body)
-}
 
 // upgradeRequest returns a handshake with these lines beside the required ones.
 func upgradeRequest(lines ...string) string {
@@ -119,7 +104,7 @@ func (a *attacker) connectAsOwnUser() *rawSocket { return a.connectWithToken(tok
 // send sends text frames.
 func (s *rawSocket) send(frames ...string) {
 	for _, f := range frames {
-		if _, err := io.WriteString(s, maskedFrame(textFrame, f)); err != nil {
+		if _, err := io.WriteString(s, testkit.MaskedFrame(textFrame, f)); err != nil {
 			return // reading fails, too
 		}
 	}

@@ -136,10 +136,7 @@ func assertLatency(t *testing.T, what string, before, under *load.Latencies) {
 // peakMemory returns the peak resident memory of the process, in bytes.
 func peakMemory(t *testing.T, s *testkit.Server) int {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Pid()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	status := testkit.ReadFile(t, fmt.Sprintf("/proc/%d/status", s.Pid()))
 	_, rest, _ := strings.Cut(string(status), "VmHWM:")
 	line, _, _ := strings.Cut(rest, "kB")
 	kib, err := strconv.Atoi(strings.TrimSpace(line))

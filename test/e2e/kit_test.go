@@ -2,12 +2,8 @@ package e2e
 
 import (
 	"context"
-	"errors"
-	"io"
 	"net/http"
-	"os/exec"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -25,77 +21,33 @@ func run(t *testing.T, env []string, args ...string) (int, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = p.Wait(testkit.Within(t, testkit.Timeout))
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		return 0, p.Output()
-	case errors.As(err, &exit):
-		return exit.ExitCode(), p.Output()
-	}
-	t.Fatalf("%v: %v\n%s", args, err, p.Output())
-	return 0, ""
-}
-
-// call makes a request on a connection of its own, and returns the response with
-// its body. An empty key sends no credential.
-func call(t *testing.T, method, url, key, body string) (*http.Response, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Close = true // leave no idle connection behind
-	if key != "" {
-		req.Header.Set("Authorization", "Bearer "+key)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return res, string(b)
-}
-
-// get returns the body of a page, whatever its status.
-func get(t *testing.T, url string) string {
-	t.Helper()
-	_, body := call(t, http.MethodGet, url, "", "")
-	return body
+	code := p.ExitCode(t, testkit.Timeout)
+	return code, p.Output()
 }
 
 // post makes a server call with apiKey.
 func post(t *testing.T, s *testkit.Server, path, body string) (*http.Response, string) {
 	t.Helper()
-	return call(t, http.MethodPost, s.URL()+path, apiKey, body)
+	return testkit.Call(t, http.MethodPost, s.URL()+path, apiKey, body)
 }
 
 // readiness returns the status and the body of /readyz.
 func readiness(t *testing.T, s *testkit.Server) (status int, body string) {
 	t.Helper()
-	res, body := call(t, http.MethodGet, s.URL()+"/readyz", "", "")
+	res, body := testkit.Call(t, http.MethodGet, s.URL()+"/readyz", "", "")
 	return res.StatusCode, body
 }
 
 // metric returns the value of one series of a node, 0 when there is none.
 func metric(t *testing.T, s *testkit.Server, series string) float64 {
 	t.Helper()
-	return parseMetric(get(t, s.URL()+"/metrics"), series)
+	return parseMetric(testkit.Get(t, s.URL()+"/metrics"), series)
 }
 
-// parseMetric finds a series on a page of metrics.
+// parseMetric returns the value of a series on a page of metrics, 0 when it has none.
 func parseMetric(page, series string) float64 {
-	for line := range strings.Lines(page) {
-		if value, ok := strings.CutPrefix(line, series+" "); ok {
-			f, _ := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			return f
-		}
-	}
-	return 0
+	f, _ := strconv.ParseFloat(testkit.MetricOn(page, series), 64)
+	return f
 }
 
 // pagePollInterval is how often pollPage reads a page.

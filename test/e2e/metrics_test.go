@@ -18,7 +18,7 @@ type scrape struct {
 func scrapeOf(t *testing.T, s *testkit.Server) scrape {
 	t.Helper()
 	got := scrape{map[string]string{}, map[string]float64{}}
-	for line := range strings.Lines(get(t, s.URL()+"/metrics")) {
+	for line := range strings.Lines(testkit.Get(t, s.URL()+"/metrics")) {
 		line = strings.TrimSpace(line)
 		if rest, ok := strings.CutPrefix(line, "# TYPE "); ok {
 			name, kind, _ := strings.Cut(rest, " ")
@@ -130,7 +130,7 @@ func exerciseServer(t *testing.T, s, noRedis *testkit.Server) {
 	if err := a.ws.Close(1000, ""); err != nil {
 		t.Fatal(err)
 	}
-	get(t, s.URL()+"/v1/rooms") // without a key
+	testkit.Get(t, s.URL()+"/v1/rooms") // without a key
 }
 
 // assertBoundedLabels checks that a metric costs the same however many rooms and

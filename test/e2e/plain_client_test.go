@@ -141,7 +141,7 @@ func TestPlainClientsMissNothing(t *testing.T) {
 		})
 	}
 	pollPage(t, "all clients in the rooms", func() bool {
-		return strings.Count(get(t, "http://"+a.Admin+"/debug/rooms"), fmt.Sprintf(`"members":%d`, len(clients))) == len(rooms)
+		return strings.Count(testkit.Get(t, "http://"+a.Admin+"/debug/rooms"), fmt.Sprintf(`"members":%d`, len(clients))) == len(rooms)
 	})
 	for range 20 {
 		publishAll(a)

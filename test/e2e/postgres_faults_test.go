@@ -116,7 +116,7 @@ func TestPublishersGetUnavailableWhilePostgreSQLFails(t *testing.T) {
 			if took := time.Since(began); took < 3*time.Second || took > 6*time.Second+2*timingSlack {
 				t.Errorf("unready after %v, want 5 s", took)
 			}
-			if got := get(t, s.URL()+"/healthz"); !strings.Contains(got, `"ok"`) {
+			if got := testkit.Get(t, s.URL()+"/healthz"); !strings.Contains(got, `"ok"`) {
 				t.Errorf("/healthz says %s: an operator's system would restart the node", got)
 			}
 			if !fault.tookEffect(proxy.FaultCounts()) {

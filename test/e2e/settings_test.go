@@ -59,7 +59,7 @@ func TestSettingsTakeEffect(t *testing.T) {
 		}
 		break
 	}
-	if res, _ := call(t, http.MethodPost, s.URL()+"/v1/rooms/a/messages", key, `{"data":1}`); res.StatusCode != http.StatusCreated {
+	if res, _ := testkit.Call(t, http.MethodPost, s.URL()+"/v1/rooms/a/messages", key, `{"data":1}`); res.StatusCode != http.StatusCreated {
 		t.Errorf("with the key of the file: %d", res.StatusCode)
 	}
 	if out := s.Output(); !strings.Contains(out, "level=DEBUG") || !strings.Contains(out, "level=INFO msg=serving") || strings.Contains(out, key) {

@@ -278,10 +278,7 @@ func buildWithEdits(t *testing.T, edits []edit, args ...string) {
 		path := filepath.Join(root, e.file)
 		text, loaded := texts[path]
 		if !loaded {
-			b, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
+			b := testkit.ReadFile(t, path)
 			text = string(b)
 		}
 		if n := strings.Count(text, e.from); n != 1 {

@@ -3,8 +3,6 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -39,15 +37,7 @@ func startSwitchyard(t *testing.T, args ...string) *switchyardProcess {
 // printed.
 func (p *switchyardProcess) result() (code int, stdout, stderr string) {
 	p.t.Helper()
-	err := p.Wait(testkit.Within(p.t, 2*testkit.Timeout))
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-	case errors.As(err, &exit):
-		code = exit.ExitCode()
-	default:
-		p.t.Fatalf("%v\n%s", err, p.Output())
-	}
+	code = p.ExitCode(p.t, 2*testkit.Timeout)
 	return code, p.stdout.String(), p.Output()
 }
 

@@ -1,7 +1,6 @@
 package monitoring
 
 import (
-	"net/http"
 	"strings"
 	"testing"
 
@@ -45,15 +44,6 @@ func exerciseServer(t *testing.T, s *testkit.Server) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{"/v1/rooms", "/nothing"} {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL()+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Close = true
-		res, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = res.Body.Close()
+		testkit.Get(t, s.URL()+path)
 	}
 }

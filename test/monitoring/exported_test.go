@@ -1,7 +1,6 @@
 package monitoring
 
 import (
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -34,21 +33,11 @@ var (
 // scrape adds the metrics of a running server.
 func (e exported) scrape(t *testing.T, s *testkit.Server) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL()+"/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
+	res, page := testkit.Call(t, http.MethodGet, s.URL()+"/metrics", "", "")
+	if res.StatusCode != http.StatusOK {
+		t.Fatalf("/metrics: %s", res.Status)
 	}
-	req.Close = true
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		t.Fatalf("/metrics: %s, %v", res.Status, err)
-	}
-	e.read(string(text))
+	e.read(page)
 }
 
 // read adds the metrics of a page.

@@ -3,8 +3,6 @@
 package monitoring
 
 import (
-	"flag"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -16,12 +14,7 @@ import (
 
 // TestMain runs more parallel tests at once than there are cores, unless -parallel
 // says otherwise: the longest do not wait for the others.
-func TestMain(m *testing.M) {
-	if err := flag.Set("test.parallel", "6"); err != nil {
-		panic(err)
-	}
-	testkit.Main(m)
-}
+func TestMain(m *testing.M) { testkit.MainParallel(m, 6) }
 
 const (
 	root       = "../.."
@@ -67,11 +60,7 @@ func glob(t *testing.T, pattern string) []string {
 
 func read(t *testing.T, path string) string {
 	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return string(testkit.ReadFile(t, path))
 }
 
 // decode reads YAML, of which JSON is a part.

@@ -4,12 +4,13 @@
 package mutants
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"gopkg.in/yaml.v3"
+
+	"switchyard/internal/testkit"
 )
 
 // A mutant is a change of one file that must make a test fail.
@@ -30,10 +31,7 @@ const root = "../.."
 // mutated returns the text of the mutant's file with the change made.
 func (m *mutant) mutated(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root, m.File))
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.ReadFile(t, filepath.Join(root, m.File))
 	if n := strings.Count(string(text), m.From); n != 1 {
 		t.Fatalf("%s has the text to change %d times, want once:\n%s", m.File, n, m.From)
 	}
@@ -48,10 +46,7 @@ func mutants(t *testing.T) (all []*mutant) {
 		t.Fatal(err)
 	}
 	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := testkit.ReadFile(t, file)
 		var table []*mutant
 		if err := yaml.Unmarshal(text, &table); err != nil {
 			t.Fatalf("%s: %v", file, err)

@@ -3,7 +3,6 @@ package release
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
@@ -175,10 +174,7 @@ func TestGoldenFramesOfOldReleases(t *testing.T) {
 
 func readGolden(t *testing.T, path string) (g golden) {
 	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testkit.ReadFile(t, path)
 	if err := json.Unmarshal(b, &g); err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -24,12 +23,7 @@ import (
 
 // TestMain runs more parallel tests at once than there are cores, unless -parallel
 // says otherwise: they mostly wait.
-func TestMain(m *testing.M) {
-	if err := flag.Set("test.parallel", "5"); err != nil {
-		panic(err)
-	}
-	testkit.Main(m)
-}
+func TestMain(m *testing.M) { testkit.MainParallel(m, 5) }
 
 // A release is an earlier version, unpacked from its archive in testdata. Its source
 // is shared by the tests of this binary, which only read it.
@@ -173,16 +167,8 @@ func run(t *testing.T, program string, env []string, args ...string) (int, strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = p.Wait(testkit.Within(t, testkit.Timeout))
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		return 0, p.Output()
-	case errors.As(err, &exit):
-		return exit.ExitCode(), p.Output()
-	}
-	t.Fatalf("%s %v: %v\n%s", program, args, err, p.Output())
-	return 0, ""
+	code := p.ExitCode(t, testkit.Timeout)
+	return code, p.Output()
 }
 
 // An archive has enough to build the release, and no tests.

@@ -4,9 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
-	"strings"
 	"sync"
 	"testing"
 
@@ -183,31 +181,15 @@ func TestAckLogFindsPlantedFaults(t *testing.T) {
 // get returns the body of a page, read with apiKey.
 func get(t *testing.T, url string) string {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
+	res, body := testkit.Call(t, http.MethodGet, url, apiKey, "")
+	if res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: status %d: %s", url, res.StatusCode, body)
 	}
-	req.Close = true // leave no idle connection behind
-	req.Header.Set("Authorization", "Bearer "+apiKey)
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK {
-		t.Fatalf("%s: status %d, %v: %s", url, res.StatusCode, err, b)
-	}
-	return string(b)
+	return body
 }
 
 // metric returns the value of one line of /metrics, "" when there is none.
 func metric(t *testing.T, s *testkit.Server, name string) string {
 	t.Helper()
-	for line := range strings.Lines(get(t, s.URL()+"/metrics")) {
-		if value, ok := strings.CutPrefix(line, name+" "); ok {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
+	return testkit.MetricOn(get(t, s.URL()+"/metrics"), name)
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -113,9 +112,6 @@ func (s *stack) extractServer(t *testing.T, image string) string {
 
 func fileHash(t *testing.T, path string) string {
 	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testkit.ReadFile(t, path)
 	return fmt.Sprintf("%x", sha256.Sum256(b))
 }

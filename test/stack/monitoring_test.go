@@ -130,30 +130,7 @@ func (s *stack) generateActivity(t *testing.T) {
 }
 
 // No rule fails: two series where a rule expects one show only with real data.
-func TestEveryRuleIsEvaluated(t *testing.T) {
-	var answer struct {
-		Data struct {
-			Groups []struct {
-				Rules []struct{ Name, Health, LastError string }
-			}
-		}
-	}
-	eventuallyWithin(t, 2*time.Minute, "every rule to be evaluated", func() error {
-		getLocal(t, sharedStack.prometheus, "/api/v1/rules", &answer)
-		n := 0
-		for _, g := range answer.Data.Groups {
-			for _, r := range g.Rules {
-				if n++; r.Health != "ok" {
-					return fmt.Errorf("%s is %s: %s", r.Name, r.Health, r.LastError)
-				}
-			}
-		}
-		if n < 50 {
-			return fmt.Errorf("only %d rules", n)
-		}
-		return nil
-	})
-}
+func TestEveryRuleIsEvaluated(t *testing.T) { assertRulesEvaluate(t, 2*time.Minute, 50) }
 
 // test/monitoring checks rules and panels against recorded metrics of the stack's
 // exporters. They still export every recorded metric that is used.

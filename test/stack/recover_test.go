@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"switchyard/internal/load"
+	"switchyard/internal/testkit"
 )
 
 // buildSwitchyard builds cmd/switchyard once, into the shared stack's folder.
@@ -142,10 +143,7 @@ func TestTheCommandsOfADay(t *testing.T) {
 // servers returns the server that is recorded as the primary, and the other one.
 func (s *stack) servers(t *testing.T) (primary, standby string) {
 	t.Helper()
-	b, err := os.ReadFile(s.path("state/postgres/primary"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testkit.ReadFile(t, s.path("state/postgres/primary"))
 	if primary = strings.TrimSpace(string(b)); primary == "postgres" {
 		return primary, "postgres_replica"
 	}

@@ -288,10 +288,7 @@ func (s *stack) container(service string, n int) string {
 func (s *stack) activateColor(t *testing.T, color string) time.Time {
 	t.Helper()
 	traefik := filepath.Join(s.dir, "deploy/traefik")
-	text, err := os.ReadFile(filepath.Join(traefik, color+".yml"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testkit.ReadFile(t, filepath.Join(traefik, color+".yml"))
 	staged := filepath.Join(traefik, "staging/active.yml")
 	if err := os.WriteFile(staged, text, 0o644); err != nil {
 		t.Fatal(err)

@@ -257,8 +257,9 @@ func (c *fakeClient) received() []moveFrame {
 }
 
 // closedWith waits until the connection has ended, and returns the node's close code.
-func (c *fakeClient) closedWith() protocol.CloseCode {
-	<-c.ended
+func (c *fakeClient) closedWith(t *testing.T) protocol.CloseCode {
+	t.Helper()
+	testkit.Receive(t, "the end of the connection", c.ended)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.code

@@ -66,7 +66,7 @@ func TestAClientThatIgnoresTheMoveIsClosedAtTheDeadline(t *testing.T) {
 		n.connect(follows)
 		began := time.Now()
 		n.Start(ScopeNode, "stopping")
-		if code := ignoring.closedWith(); code != protocol.CloseRestart {
+		if code := ignoring.closedWith(t); code != protocol.CloseRestart {
 			t.Errorf("closed with %d, want 1012", code)
 		}
 		if took := time.Since(began); took < 2*time.Second || took > 2100*time.Millisecond {
@@ -137,7 +137,7 @@ func TestWithoutAnotherNodeClientsAreClosedAtOnce(t *testing.T) {
 			c := n.connect(ignores)
 			began := time.Now()
 			n.Start(ScopeNode, "stopping")
-			if code := c.closedWith(); code != protocol.CloseRestart {
+			if code := c.closedWith(t); code != protocol.CloseRestart {
 				t.Errorf("closed with %d", code)
 			}
 			n.awaitPhase(PhaseDrained)

@@ -69,7 +69,7 @@ func (b *browser) followMove() {
 
 func TestADrainMovesEveryClientInWavesAndCanBeUndone(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		n := startDrainNode(t, nil)
+		n := startDrainNode(t, func(c *Config) { c.DrainDelay = time.Second }) // nobody moves before the answer
 		const clients = 30
 		var arrived sync.WaitGroup
 		var moved atomic.Int64
@@ -90,7 +90,7 @@ func TestADrainMovesEveryClientInWavesAndCanBeUndone(t *testing.T) {
 				_ = b.ws.Close(websocket.StatusNormalClosure, "")
 			})
 		}
-		if status, state := n.adminCall("POST", "/drain?scope=deployment&reason=release"); status != http.StatusAccepted || state.Clients != clients {
+		if status, state := n.adminCall("POST", "/drain?scope=deployment&reason=release"); status != http.StatusAccepted || state.Phase != drain.PhaseDelay || state.Clients != clients {
 			t.Errorf("POST /drain: %d %+v", status, state)
 		}
 		if res, body := n.call("GET", "/readyz", "", ""); res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, `"status":"dra`) {

@@ -7,6 +7,7 @@ import (
 
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
+	"switchyard/internal/testkit"
 )
 
 func TestWithoutAStoreThereAreNoSessions(t *testing.T) {
@@ -154,7 +155,7 @@ func TestATakeoverClosesTheOlderConnection(t *testing.T) {
 					time.Sleep(3 * time.Second)
 					set.HandleEvent(message.NodeEvent{Kind: message.EventSessionLive, Session: older.id, Generation: newer.client.generation})
 				}
-				closed := <-older.conn.closed
+				closed := testkit.Receive(t, "the close of the older connection", older.conn.closed)
 				if took := closed.at.Sub(taken); closed.code != protocol.CloseReplaced || took != tt.want {
 					t.Errorf("closed with %d after %v, want 4009 after %v", closed.code, took, tt.want)
 				}
@@ -202,7 +203,7 @@ func TestAConnectionWhoseSaveIsSupersededIsReplaced(t *testing.T) {
 		c.PingSent(1)
 		c.PongReceived(1)
 		began := time.Now()
-		closed := <-c.conn.closed
+		closed := testkit.Receive(t, "the close of the connection", c.conn.closed)
 		if took := closed.at.Sub(began); closed.code != protocol.CloseReplaced || took > saveInterval+set.cfg.TakeoverTimeout || took < set.cfg.TakeoverTimeout {
 			t.Errorf("closed with %d after %v", closed.code, took)
 		}

@@ -49,7 +49,7 @@ faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SE
 # The tests that make test runs with smaller numbers, without a service besides.
 STORMS = TestStorm.*|TestAnIdleConnectionIsSmall|TestAResumeOfEveryRoomIsNotRateLimited|TestAFloodDoesNotFloodTheAuditLog|TestProbesAndDrainsDoNotDeadlock|TestMovesLoseDuplicateAndReorderNothing
 storms: ## thousands of rooms, members, connections and moves at once in one process, at full size, two minutes
-	$(GO) test -race -p 1 -count 1 -v -timeout 30m -run '^($(STORMS))$$' ./internal/hub ./internal/http ./internal/audit ./internal/client -args -storm.long
+	$(GO) test -race -p 1 -count 1 -v -timeout 30m -run '^($(STORMS))$$' ./internal/hub ./internal/http ./internal/drain ./internal/audit ./internal/client -args -storm.long
 
 moves: ## move CLIENTS (5000) from a node that goes, minutes a story
 	@scripts/deps

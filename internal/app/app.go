@@ -21,6 +21,7 @@ import (
 	httpd "switchyard/internal/http"
 	"switchyard/internal/hub"
 	"switchyard/internal/message"
+	"switchyard/internal/session"
 	"switchyard/internal/sharedstate"
 	"switchyard/internal/store"
 )
@@ -28,24 +29,24 @@ import (
 // Each package declares the interfaces that it needs; these lines prove that the
 // others implement them.
 var (
-	_ hub.Log             = (*store.Postgres)(nil)
-	_ hub.CommitFeed      = (*store.Postgres)(nil)
-	_ hub.BatchAppender   = (*store.Postgres)(nil)
-	_ hub.RoomLister      = (*store.Postgres)(nil)
-	_ messageLog          = (*store.Postgres)(nil)
-	_ hub.Log             = (*store.SQLite)(nil)
-	_ hub.CommitFeed      = (*store.SQLite)(nil)
-	_ hub.BatchAppender   = (*store.SQLite)(nil)
-	_ hub.RoomLister      = (*store.SQLite)(nil)
-	_ messageLog          = (*store.SQLite)(nil)
-	_ hub.Presence        = (*sharedstate.Node)(nil)
-	_ httpd.Sessions      = (*sharedstate.Node)(nil)
-	_ httpd.SessionEvents = (*sharedstate.Node)(nil)
-	_ httpd.UserLimits    = (*sharedstate.Node)(nil)
-	_ httpd.Bans          = (*sharedstate.Node)(nil)
-	_ httpd.Verifier      = (*auth.Verifier)(nil)
-	_ messageBroker       = (*broker.Redis)(nil)
-	_ messageBroker       = (*broker.Memory)(nil)
+	_ hub.Log           = (*store.Postgres)(nil)
+	_ hub.CommitFeed    = (*store.Postgres)(nil)
+	_ hub.BatchAppender = (*store.Postgres)(nil)
+	_ hub.RoomLister    = (*store.Postgres)(nil)
+	_ messageLog        = (*store.Postgres)(nil)
+	_ hub.Log           = (*store.SQLite)(nil)
+	_ hub.CommitFeed    = (*store.SQLite)(nil)
+	_ hub.BatchAppender = (*store.SQLite)(nil)
+	_ hub.RoomLister    = (*store.SQLite)(nil)
+	_ messageLog        = (*store.SQLite)(nil)
+	_ hub.Presence      = (*sharedstate.Node)(nil)
+	_ session.Store     = (*sharedstate.Node)(nil)
+	_ session.Events    = (*sharedstate.Node)(nil)
+	_ httpd.UserLimits  = (*sharedstate.Node)(nil)
+	_ httpd.Bans        = (*sharedstate.Node)(nil)
+	_ httpd.Verifier    = (*auth.Verifier)(nil)
+	_ messageBroker     = (*broker.Redis)(nil)
+	_ messageBroker     = (*broker.Memory)(nil)
 )
 
 // A messageLog is the log with what App needs to start, check and stop it.

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"switchyard/internal/config"
-	httpd "switchyard/internal/http"
+	"switchyard/internal/drain"
 )
 
 const (
@@ -31,7 +31,7 @@ const (
 func Drain(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("drain", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	scope := flags.String("scope", string(httpd.ScopeNode), "what clients must avoid: node or deployment")
+	scope := flags.String("scope", string(drain.ScopeNode), "what clients must avoid: node or deployment")
 	reason := flags.String("reason", "drain", "the reason that is sent to clients")
 	wait := flags.Bool("wait", true, "wait until the node is empty")
 	if err := parseFlags(flags, args); err != nil {
@@ -75,7 +75,7 @@ func parseFlags(flags *flag.FlagSet, args []string) error {
 }
 
 // awaitDrained polls until the node is empty, and prints each change.
-func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState, stdout io.Writer) error {
+func awaitDrained(ctx context.Context, cfg config.Config, state drain.State, stdout io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, cfg.Drain.Timeout+drainGrace)
 	defer cancel()
 	tick := time.NewTicker(drainPollInterval)
@@ -90,7 +90,7 @@ func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState
 		case "drained":
 			return nil
 		case "":
-			return httpd.ErrDrainCanceled
+			return drain.ErrCanceled
 		}
 		select {
 		case <-ctx.Done():
@@ -105,10 +105,10 @@ func awaitDrained(ctx context.Context, cfg config.Config, state httpd.DrainState
 }
 
 // callDrain makes one call to the admin listener of this host.
-func callDrain(ctx context.Context, cfg config.Config, method, query string) (httpd.DrainState, error) {
+func callDrain(ctx context.Context, cfg config.Config, method, query string) (drain.State, error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	var state httpd.DrainState
+	var state drain.State
 	address, err := localURL("ADMIN_ADDR", cfg.Admin.Addr)
 	if err != nil {
 		return state, err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"switchyard/internal/drain"
 	httpd "switchyard/internal/http"
 	"switchyard/internal/message"
 )
@@ -27,25 +28,25 @@ const statusMaxAge = 2500 * time.Millisecond
 // moveTargets summarizes the nodes that clients of this node can move to. A node on
 // SQLite has no other node beside it, since the log is its own file. Without Redis
 // nodes do not know of each other.
-func (a *App) moveTargets(scope httpd.Scope) httpd.MoveTargets {
+func (a *App) moveTargets(scope drain.Scope) drain.MoveTargets {
 	if strings.HasPrefix(a.opt.Config.Store.URL.Reveal(), "sqlite:") {
-		return httpd.MoveTargets{Known: true, SingleNode: true}
+		return drain.MoveTargets{Known: true, SingleNode: true}
 	}
 	if a.opt.Config.Broker.URL.Reveal() == "" {
-		return httpd.MoveTargets{}
+		return drain.MoveTargets{}
 	}
 	nodes, err := a.sharedState.Nodes()
 	if err != nil {
-		return httpd.MoveTargets{}
+		return drain.MoveTargets{}
 	}
 	return summarizeNodes(nodes, a.node, func(n message.NodeStatus) bool {
-		return scope == httpd.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment
+		return scope == drain.ScopeDeployment && n.Deployment == a.opt.Config.HTTP.Deployment
 	})
 }
 
 // summarizeNodes summarizes all nodes except self and those to avoid.
-func summarizeNodes(nodes []message.NodeStatus, self string, avoid func(message.NodeStatus) bool) httpd.MoveTargets {
-	r, minLimit := httpd.MoveTargets{Known: true}, 0.0
+func summarizeNodes(nodes []message.NodeStatus, self string, avoid func(message.NodeStatus) bool) drain.MoveTargets {
+	r, minLimit := drain.MoveTargets{Known: true}, 0.0
 	for _, n := range nodes {
 		if n.Node == self {
 			r.ReturnsKnown, r.Returned = true, int(n.Returned)

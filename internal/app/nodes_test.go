@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"switchyard/internal/config"
-	httpd "switchyard/internal/http"
+	"switchyard/internal/drain"
 	"switchyard/internal/message"
 )
 
@@ -24,39 +24,39 @@ func TestMoveTargetsAreTheReadyNodes(t *testing.T) {
 		name  string
 		nodes []message.NodeStatus
 		avoid func(message.NodeStatus) bool
-		want  httpd.MoveTargets
+		want  drain.MoveTargets
 	}{
-		{name: "no other node", want: httpd.MoveTargets{Known: true}},
+		{name: "no other node", want: drain.MoveTargets{Known: true}},
 		{
 			name: "the node itself is no target", nodes: []message.NodeStatus{with(func(n *message.NodeStatus) { n.Node, n.Returned, n.Leaving = "a", 7, 3 })},
-			want: httpd.MoveTargets{Known: true, ReturnsKnown: true, Returned: 7},
+			want: drain.MoveTargets{Known: true, ReturnsKnown: true, Returned: 7},
 		},
 		{
 			name: "a ready node", nodes: []message.NodeStatus{healthy},
-			want: httpd.MoveTargets{Known: true, Nodes: 1, Ready: 1, HandshakeLimit: 500, OtherHandshakes: 20, RefusedHandshakes: 1, HandshakeP95: 40 * time.Millisecond},
+			want: drain.MoveTargets{Known: true, Nodes: 1, Ready: 1, HandshakeLimit: 500, OtherHandshakes: 20, RefusedHandshakes: 1, HandshakeP95: 40 * time.Millisecond},
 		},
 		{
 			name: "a node that is not ready", nodes: []message.NodeStatus{with(func(n *message.NodeStatus) { n.Ready = false })},
-			want: httpd.MoveTargets{Known: true, Nodes: 1},
+			want: drain.MoveTargets{Known: true, Nodes: 1},
 		},
 		{
 			name: "a node whose status is too old", nodes: []message.NodeStatus{with(func(n *message.NodeStatus) { n.Age = 2501 * time.Millisecond })},
-			want: httpd.MoveTargets{Known: true, Nodes: 1},
+			want: drain.MoveTargets{Known: true, Nodes: 1},
 		},
 		{
 			name: "another node that drains", nodes: []message.NodeStatus{with(func(n *message.NodeStatus) { n.Ready, n.Leaving = false, 1 })},
-			want: httpd.MoveTargets{Known: true, Nodes: 1, DrainingNodes: 1},
+			want: drain.MoveTargets{Known: true, Nodes: 1, DrainingNodes: 1},
 		},
 		{
 			name: "a node to avoid", nodes: []message.NodeStatus{healthy}, avoid: func(n message.NodeStatus) bool { return n.Deployment == "d1" },
-			want: httpd.MoveTargets{Known: true},
+			want: drain.MoveTargets{Known: true},
 		},
 		{
 			name: "the lowest limit and the highest p95 of several count",
 			nodes: []message.NodeStatus{healthy, with(func(n *message.NodeStatus) {
 				n.Node, n.HandshakeLimit, n.HandshakeRate, n.HandshakeP95 = "c", 100, 5, time.Second
 			}), healthy},
-			want: httpd.MoveTargets{Known: true, Nodes: 3, Ready: 3, HandshakeLimit: 300, OtherHandshakes: 40, RefusedHandshakes: 3, HandshakeP95: time.Second},
+			want: drain.MoveTargets{Known: true, Nodes: 3, Ready: 3, HandshakeLimit: 300, OtherHandshakes: 40, RefusedHandshakes: 3, HandshakeP95: time.Second},
 		},
 	} {
 		if tt.avoid == nil {
@@ -71,11 +71,11 @@ func TestMoveTargetsAreTheReadyNodes(t *testing.T) {
 // Without a database and a broker for several nodes there are no targets to know of.
 func TestMoveTargetsOfASingleNode(t *testing.T) {
 	a := &App{opt: Options{Config: config.Config{Store: config.Store{URL: "sqlite:log.db"}}}}
-	if got := a.moveTargets(httpd.ScopeNode); got != (httpd.MoveTargets{Known: true, SingleNode: true}) {
+	if got := a.moveTargets(drain.ScopeNode); got != (drain.MoveTargets{Known: true, SingleNode: true}) {
 		t.Errorf("on SQLite: %+v", got)
 	}
 	a.opt.Config.Store.URL = "postgres://h/d"
-	if got := a.moveTargets(httpd.ScopeNode); got != (httpd.MoveTargets{}) {
+	if got := a.moveTargets(drain.ScopeNode); got != (drain.MoveTargets{}) {
 		t.Errorf("without Redis: %+v", got)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"switchyard/internal/drain"
 	"switchyard/internal/message"
 )
 
@@ -42,20 +43,20 @@ func (a *adminAPI) routes(g *guard) http.Handler {
 }
 
 func (a *adminAPI) drainState(w http.ResponseWriter, _ *http.Request) error {
-	return writeJSON(w, http.StatusOK, a.server.DrainState())
+	return writeJSON(w, http.StatusOK, a.server.drain.State())
 }
 
 // beginDrain starts a drain: POST /drain?scope=deployment&reason=text. It answers
 // at once. The process keeps running, and DELETE cancels the drain.
 func (a *adminAPI) beginDrain(w http.ResponseWriter, r *http.Request) error {
-	scope := Scope(r.URL.Query().Get("scope"))
+	scope := drain.Scope(r.URL.Query().Get("scope"))
 	if scope == "" {
-		scope = ScopeNode
+		scope = drain.ScopeNode
 	}
-	if scope != ScopeNode && scope != ScopeDeployment {
+	if scope != drain.ScopeNode && scope != drain.ScopeDeployment {
 		return &message.InvalidError{Field: "scope", Reason: "must be node or deployment"}
 	}
-	if scope == ScopeDeployment && a.server.cfg.Deployment == "" {
+	if scope == drain.ScopeDeployment && a.server.cfg.Deployment == "" {
 		return &message.InvalidError{Field: "scope", Reason: "can't be deployment: DEPLOYMENT is not set"}
 	}
 	reason := r.URL.Query().Get("reason")
@@ -65,8 +66,8 @@ func (a *adminAPI) beginDrain(w http.ResponseWriter, r *http.Request) error {
 	if len(reason) > maxReason || !utf8.ValidString(reason) {
 		return &message.InvalidError{Field: "reason", Reason: fmt.Sprintf("must be at most %d bytes of UTF-8", maxReason)}
 	}
-	a.server.findOrStartDrain(scope, reason)
-	return writeJSON(w, http.StatusAccepted, a.server.DrainState())
+	a.server.drain.Start(scope, reason)
+	return writeJSON(w, http.StatusAccepted, a.server.drain.State())
 }
 
 // maxReason bounds the reason of a drain, in bytes. Every client gets the reason.
@@ -74,8 +75,8 @@ const maxReason = 64
 
 // endDrain cancels a drain. Without a drain it changes nothing.
 func (a *adminAPI) endDrain(w http.ResponseWriter, _ *http.Request) error {
-	a.server.Undrain()
-	return writeJSON(w, http.StatusOK, a.server.DrainState())
+	a.server.drain.Undrain()
+	return writeJSON(w, http.StatusOK, a.server.drain.State())
 }
 
 func (a *adminAPI) logLevel(w http.ResponseWriter, _ *http.Request) error {

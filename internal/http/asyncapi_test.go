@@ -276,9 +276,9 @@ func TestEveryCloseCodeIsSent(t *testing.T) {
 		"1009": {func(c *Config) { c.MaxFrame = 1024 }, testkit.MaskedFrame(0x81, strings.Repeat("x", 1025)), nil},
 		"1012": {nil, "", func(n *node) { go n.CloseSockets(n.t.Context()) }},
 		"4009": {nil, "", func(n *node) {
-			for id := range n.sessions.all() {
-				n.HandleNodeEvent(message.NodeEvent{Kind: message.EventSessionLive, Session: id, Generation: 2})
-			}
+			saved := &n.cfg.Sessions.(*observedSessions).lastSaved
+			testkit.Eventually(n.t, "the session to be saved", func() bool { return saved.Load() != nil })
+			n.HandleNodeEvent(message.NodeEvent{Kind: message.EventSessionLive, Session: saved.Load().ID, Generation: 2})
 		}},
 		"4001": {func(c *Config) { c.Verifier = closed }, testkit.MaskedFrame(0x81, `{"type":"auth","token":"x"}`), nil},
 		"4003": {func(c *Config) { c.Verifier = fixedVerifier{} }, testkit.MaskedFrame(0x81, `{"type":"auth","token":"x"}`), disconnectAnn},

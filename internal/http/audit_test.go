@@ -11,6 +11,7 @@ import (
 	"nhooyr.io/websocket"
 
 	"switchyard/internal/audit"
+	"switchyard/internal/drain"
 	"switchyard/internal/testkit"
 )
 
@@ -75,8 +76,8 @@ func TestTheAuditLogRecordsRefusals(t *testing.T) {
 	for range 10 {
 		get("/v1/rooms", with(9, "Authorization", "Bearer "+testKey))
 	}
-	n.findOrStartDrain(ScopeNode, "by a test")
-	n.Undrain()
+	n.drain.Start(drain.ScopeNode, "by a test")
+	n.drain.Undrain()
 	if err := n.audit.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}

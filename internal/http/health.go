@@ -1,6 +1,10 @@
 package http
 
-import "net/http"
+import (
+	"net/http"
+
+	"switchyard/internal/drain"
+)
 
 // A Component is the state of one component in /readyz.
 type Component struct {
@@ -31,10 +35,10 @@ func (p *probes) readyz(w http.ResponseWriter, _ *http.Request) error {
 			status, statusText = http.StatusServiceUnavailable, "not ready"
 		}
 	}
-	if d := p.server.DrainState(); d.Phase != "" || p.server.isClosing() {
+	if d := p.server.drain.State(); d.Phase != "" || p.server.drain.IsClosing() {
 		status, statusText = http.StatusServiceUnavailable, "draining"
-		if d.Phase == phaseDrained {
-			statusText = phaseDrained
+		if d.Phase == drain.PhaseDrained {
+			statusText = drain.PhaseDrained
 		}
 		answer["drain"] = d
 	}

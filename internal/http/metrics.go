@@ -1,8 +1,6 @@
 package http
 
 import (
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
@@ -19,53 +17,7 @@ type metrics struct {
 	received        *prometheus.CounterVec
 	requests        *prometheus.CounterVec
 	requestDuration *prometheus.HistogramVec
-	drainMetrics
 	httpConnMetrics
-}
-
-// drainMetrics are about drains and moves.
-type drainMetrics struct {
-	draining      prometheus.Gauge
-	drainDeadline prometheus.Gauge
-	moves         *prometheus.CounterVec
-	drainDuration prometheus.Histogram
-}
-
-func newDrainMetrics(f promauto.Factory) drainMetrics {
-	m := drainMetrics{
-		draining: f.NewGauge(prometheus.GaugeOpts{
-			Name: "websocket_draining",
-			Help: "1 from the beginning of a drain until it is canceled.",
-		}),
-		drainDeadline: f.NewGauge(prometheus.GaugeOpts{
-			Name: "websocket_drain_deadline_timestamp_seconds",
-			Help: "When the running drain closes the remaining clients, as Unix time; 0 without a drain. A drain that is not done much later is stuck.",
-		}),
-		moves: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "websocket_moves_total",
-			Help: "Clients of a draining node, by result: asked to move, then moved, closed at the deadline, or lost.",
-		}, []string{"result"}),
-		drainDuration: f.NewHistogram(prometheus.HistogramOpts{
-			Name:    "websocket_drain_duration_seconds",
-			Help:    "From the beginning of a drain until the node was empty.",
-			Buckets: []float64{.1, .5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600},
-		}),
-	}
-	for _, result := range []string{moveAsked, moveDone, moveClosed, moveLost} {
-		m.moves.WithLabelValues(result)
-	}
-	return m
-}
-
-// drainStarted shows that a drain runs, and its deadline.
-func (m *drainMetrics) drainStarted(deadline time.Time) {
-	m.draining.Set(1)
-	m.drainDeadline.Set(float64(deadline.UnixMilli()) / 1000)
-}
-
-func (m *drainMetrics) drainEnded() {
-	m.draining.Set(0)
-	m.drainDeadline.Set(0)
 }
 
 // httpConnMetrics are about connections that are not a WebSocket.
@@ -111,7 +63,6 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 			Help:    "How long connections were open.",
 			Buckets: []float64{1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600},
 		}),
-		drainMetrics:    newDrainMetrics(f),
 		httpConnMetrics: newHTTPConnMetrics(f),
 		received: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "websocket_messages_received_total",

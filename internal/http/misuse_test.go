@@ -139,8 +139,12 @@ func TestAFrameThatNeverEndsIsClosed(t *testing.T) {
 				ctx, stop := context.WithCancel(t.Context())
 				defer stop()
 				go func() {
-					for sleep(ctx, 20*time.Millisecond) {
+					for ctx.Err() == nil {
 						_, _ = io.WriteString(c, tt.repeated)
+						select {
+						case <-time.After(20 * time.Millisecond):
+						case <-ctx.Done():
+						}
 					}
 				}()
 				if code, _ := readOutcome(t, br); code != 4209 {
@@ -151,21 +155,31 @@ func TestAFrameThatNeverEndsIsClosed(t *testing.T) {
 	}
 }
 
+// reportMove sends reports of a move that took ten minutes, and waits until they are
+// handled.
+func (b *browser) reportMove(reports int) {
+	b.t.Helper()
+	for range reports {
+		b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
+	}
+	b.send(`{"type":"leave","ref":"x","room":"a"}`)
+	b.until("error")
+}
+
 // A client reports once how long its move took. Repeated reports would slow the
-// drain of another node.
+// drain of another node. The latency of a node is that of ten clients.
 func TestAConnectionReportsItsMoveOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startNode(t, nil)
-		b := n.dial(nil)
-		for range 50 {
-			b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
+		for range 9 {
+			n.dial(nil).reportMove(50)
 		}
-		b.send(`{"type":"leave","ref":"x","room":"a"}`)
-		b.until("error")
-		n.moveLatencies.mu.Lock()
-		defer n.moveLatencies.mu.Unlock()
-		if n.moveLatencies.next != 1 {
-			t.Errorf("%d latencies of one connection, want 1", n.moveLatencies.next)
+		if got := n.Status().HandshakeP95; got != 0 {
+			t.Errorf("nine connections count for more than nine: the latency is %v", got)
+		}
+		n.dial(nil).reportMove(1)
+		if got := n.Status().HandshakeP95; got != 10*time.Minute {
+			t.Errorf("the latency of ten connections is %v", got)
 		}
 	})
 }
@@ -174,14 +188,12 @@ func TestAConnectionReportsItsMoveOnce(t *testing.T) {
 func TestANewSessionReportsNoMove(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n, _ := startSessionNode(t, nil)
-		b, _ := n.connect("", "")
-		b.send(`{"type":"moved","from":"n","handshake_ms":600000}`)
-		b.send(`{"type":"leave","ref":"x","room":"a"}`)
-		b.until("error")
-		n.moveLatencies.mu.Lock()
-		defer n.moveLatencies.mu.Unlock()
-		if n.moveLatencies.next != 0 {
-			t.Errorf("%d latencies of a new session, want 0", n.moveLatencies.next)
+		for range 10 {
+			b, _ := n.connect("", "")
+			b.reportMove(1)
+		}
+		if got := n.Status().HandshakeP95; got != 0 {
+			t.Errorf("the latency of ten new sessions is %v, want none", got)
 		}
 	})
 }

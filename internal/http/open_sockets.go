@@ -80,7 +80,7 @@ func (o *openSockets) loop(period time.Duration, stop <-chan struct{}) {
 				if sock.isSilent(n) {
 					sock.conn.CloseWith(protocol.CloseNoPong)
 				} else {
-					sock.pingSent(uint64(n))
+					sock.knownSession().PingSent(uint64(n))
 					sock.conn.Send(frame)
 				}
 			}

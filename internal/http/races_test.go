@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"switchyard/internal/auth"
+	"switchyard/internal/drain"
 )
 
 // A gatedVerifier keeps handshakes with a token waiting until its gate is closed.
@@ -95,7 +96,7 @@ func TestNoHandshakeIsAdmittedAfterAStopFoundNobody(t *testing.T) {
 	cfg := Config{}
 	cfg.defaults()
 	for range 100 {
-		s := &Server{cfg: cfg, admission: newAdmission(&cfg)}
+		s := &Server{cfg: cfg, admission: newAdmission(&cfg), drain: new(drain.Node)}
 		u := &upgrader{server: s}
 		admitted := make(chan *admissionSlot, 1)
 		s.admission.mu.Lock()

@@ -20,10 +20,12 @@ import (
 
 	"switchyard/internal/audit"
 	"switchyard/internal/auth"
+	"switchyard/internal/drain"
 	"switchyard/internal/hub"
 	"switchyard/internal/ingress"
 	"switchyard/internal/protocol"
 	"switchyard/internal/ratelimit"
+	"switchyard/internal/session"
 )
 
 // Config is what a server needs. Hub, Components, Verifier, Bans, Logger, LogLevel,
@@ -90,11 +92,11 @@ type Config struct {
 	// MoveTargets describes the nodes that receive a draining node's clients,
 	// without those that the scope excludes. It must not block. Nil: nothing is
 	// known of other nodes.
-	MoveTargets func(Scope) MoveTargets
+	MoveTargets func(drain.Scope) drain.MoveTargets
 	// Sessions and SessionEvents keep clients' sessions. Both are nil if no sessions
 	// are kept.
-	Sessions      Sessions
-	SessionEvents SessionEvents
+	Sessions      session.Store
+	SessionEvents session.Events
 	// TakeoverTimeout is how long an older connection may stay open beside a newer one
 	// of its session that does not become live in its rooms. 10 s by default.
 	TakeoverTimeout time.Duration
@@ -147,9 +149,6 @@ func (c *Config) defaults() {
 		start := time.Now()
 		c.now = func() time.Duration { return time.Since(start) }
 	}
-	if c.MoveTargets == nil {
-		c.MoveTargets = func(Scope) MoveTargets { return MoveTargets{} }
-	}
 }
 
 // Bounds on plain HTTP.
@@ -184,21 +183,13 @@ type Server struct {
 	admin          *http.Server
 	stop           chan struct{}
 	loops          sync.WaitGroup
-	sessionWriter  sessionWriter
-	sessions       sessionIndex
+	sessions       *session.Set
 	// moveLatencies are those of clients that moved here.
-	moveLatencies moveLatencies
+	moveLatencies drain.MoveLatencies
+	drain         *drain.Node
 	// Counters since the start: handshakes that were accepted, the part of them
-	// with a session of another node, handshakes over MaxHandshakeRate, and clients
-	// that a drain asked to move.
+	// with a session of another node, and handshakes over MaxHandshakeRate.
 	handshakes, handshakesMoved, handshakesRefused meter
-	movesAsked                                     atomic.Int64
-
-	// mu protects the fields below.
-	mu             sync.Mutex
-	exitAfterDrain bool   // the process ends after the drain
-	stopping       bool   // Stop was called
-	drain          *drain // nil: none is running
 }
 
 // New returns a server whose background loops run. Shutdown stops them.
@@ -215,9 +206,10 @@ func New(cfg Config) *Server {
 	}
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
 	s.audit = audit.New(cfg.Audit, cfg.Node, s.log, cfg.Registerer)
-	s.openSockets.server, s.sessionWriter.server = s, s
-	s.sessionWriter.wake = make(chan struct{}, 1)
-	s.respond = &responder{log: s.log, metrics: s.metrics, audit: s.audit, isClosing: s.isClosing}
+	s.drain = newDrain(s)
+	s.sessions = newSessions(s)
+	s.openSockets.server = s
+	s.respond = &responder{log: s.log, metrics: s.metrics, audit: s.audit, isClosing: s.drain.IsClosing}
 	g := &guard{respond: s.respond, hosts: ingress.NewHosts(cfg.AllowedHosts), proxies: cfg.TrustedProxies}
 	s.public = s.newHTTPServer(s.routes(g))
 	s.public.ConnState = newHTTPConnLimiter(g.proxies, s.metrics.httpConnsRefused).onStateChange
@@ -226,9 +218,7 @@ func New(cfg Config) *Server {
 	s.expiry.start = s.started
 	s.loops.Go(func() { s.openSockets.loop(cfg.Heartbeat, s.stop) })
 	s.loops.Go(func() { s.expiry.loop(s.stop) })
-	if cfg.Sessions != nil {
-		s.loops.Go(func() { s.sessionWriter.loop(s.stop) })
-	}
+	s.loops.Go(func() { s.sessions.SaveLoop(s.stop) })
 	return s
 }
 
@@ -268,22 +258,7 @@ func (s *Server) uptime() time.Duration { return time.Since(s.started) }
 func (s *Server) Handler() http.Handler { return s.public.Handler }
 
 // Stop makes the server unready and refuses handshakes from now on.
-func (s *Server) Stop() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stopping = true
-}
-
-// CloseSockets stops the server, closes all clients with 1012, so that they go to
-// another node, and waits until they are gone or ctx ends.
-func (s *Server) CloseSockets(ctx context.Context) error {
-	s.Stop()
-	if !s.closeAll(ctx) {
-		s.openSockets.each(func(sock *socket) { sock.conn.Abort() })
-		return fmt.Errorf("clients that did not answer the close: %w", ctx.Err())
-	}
-	return nil
-}
+func (s *Server) Stop() { s.drain.Stop() }
 
 // Shutdown stops both listeners, waits for running requests, and stops the
 // background loops and the audit log. It does not wait for WebSockets: see
@@ -303,22 +278,6 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		err = errors.Join(err, fmt.Errorf("sessions to be saved: %w", ctx.Err()))
 	}
 	return errors.Join(err, s.audit.Close(ctx))
-}
-
-// isAccepting reports whether new handshakes are accepted.
-func (s *Server) isAccepting() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	phase := s.drain.currentPhase()
-	return !s.stopping && (phase == "" || phase == phaseDelay)
-}
-
-// isClosing reports whether a new connection must be closed at once.
-func (s *Server) isClosing() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	phase := s.drain.currentPhase()
-	return s.stopping || phase == phaseClosing || phase == phaseDrained
 }
 
 // welcome returns the first frame to a client. If no sessions are kept, it contains

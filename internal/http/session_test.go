@@ -2,10 +2,7 @@ package http
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,41 +15,28 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// faultySessions are sessions that can be made unavailable, as Redis can.
-type faultySessions struct {
+// observedSessions are sessions that record how they are saved.
+type observedSessions struct {
 	*sharedstate.Node
-	unavailable atomic.Bool
-	superseded  atomic.Bool // another node has taken all sessions over
-	saves       atomic.Int64
-	lastSaved   atomic.Pointer[message.Session] // the last session that was saved in full
+	saves     atomic.Int64
+	lastSaved atomic.Pointer[message.Session] // the last session that was saved in full
 }
 
-func (f *faultySessions) Resume(ctx context.Context, secret, user string) (message.Session, bool, error) {
-	if f.unavailable.Load() {
-		<-ctx.Done() // as with a Redis that hangs
-		return message.Session{}, false, errors.Join(message.ErrSharedStateUnavailable, ctx.Err())
-	}
-	return f.Node.Resume(ctx, secret, user)
-}
-
-func (f *faultySessions) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
-	if f.superseded.Load() {
-		return slices.Repeat([]message.SaveResult{message.SaveSuperseded}, len(batch))
-	}
-	results := f.Node.Save(ctx, batch)
+func (o *observedSessions) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
+	results := o.Node.Save(ctx, batch)
 	for i, s := range batch {
 		if results[i] == message.SaveDone && !s.Renew {
-			f.lastSaved.Store(&s.Session)
+			o.lastSaved.Store(&s.Session)
 		}
 	}
-	f.saves.Add(int64(len(batch)))
+	o.saves.Add(int64(len(batch)))
 	return results
 }
 
 // savedRooms returns the rooms of the session that was saved last, in the order of
 // joining.
-func (f *faultySessions) savedRooms() string {
-	s := f.lastSaved.Load()
+func (o *observedSessions) savedRooms() string {
+	s := o.lastSaved.Load()
 	if s == nil {
 		return ""
 	}
@@ -64,13 +48,13 @@ func (f *faultySessions) savedRooms() string {
 }
 
 // startSessionNode starts a node that keeps sessions in its process.
-func startSessionNode(t *testing.T, change func(*Config)) (*node, *faultySessions) {
+func startSessionNode(t *testing.T, change func(*Config)) (*node, *observedSessions) {
 	t.Helper()
 	own, err := sharedstate.NewMemory(nil, sharedstate.Config{Node: "n1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &faultySessions{Node: own}
+	a := &observedSessions{Node: own}
 	n := startNode(t, func(c *Config) {
 		c.Sessions, c.SessionEvents = a, a
 		c.Heartbeat, c.TakeoverTimeout = time.Second, 2*time.Second
@@ -95,14 +79,7 @@ func withSessions(t *testing.T) func(*Config) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = own.Close(context.Background()) })
-	return func(c *Config) { c.Sessions, c.SessionEvents = own, own }
-}
-
-// all returns the connections of all sessions.
-func (x *sessionIndex) all() map[message.SessionID][]*socket {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return maps.Clone(x.sockets)
+	return func(c *Config) { c.Sessions, c.SessionEvents = &observedSessions{Node: own}, own }
 }
 
 // connect connects with a session ("" for none), and also returns the welcome.
@@ -226,25 +203,6 @@ func TestJoinsAndLeavesAreSavedAtOnce(t *testing.T) {
 	})
 }
 
-// Joined rooms are saved before a drain asks their client to move.
-func TestChangedRoomsAreSavedBeforeAMove(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		n, a := startSessionNode(t, func(c *Config) { c.Heartbeat = time.Hour })
-		b, _ := n.connect("", "?rooms=1")
-		testkit.Eventually(t, "the session to be saved", func() bool { return a.saves.Load() > 0 })
-		b.send(`{"type":"join","room":"a"}`)
-		b.until("joined")
-		var wave []*socket
-		n.openSockets.each(func(sock *socket) { wave = append(wave, sock) })
-		// This writer is not the server's, whose loop could save the session first.
-		v := &sessionWriter{server: n.Server, wake: make(chan struct{}, 1)}
-		v.schedule(wave[0])
-		if ready := v.saveBeforeMove(wave); len(ready) != 1 || a.savedRooms() != "a" {
-			t.Errorf("%d clients may move; the saved rooms are %q", len(ready), a.savedRooms())
-		}
-	})
-}
-
 // publish stores messages with the numbers first to last in a room.
 func (n *node) publish(room string, first, last int) {
 	n.t.Helper()
@@ -282,36 +240,6 @@ func TestTheOlderSocketIsReplacedOnceTheNewerIsLive(t *testing.T) {
 	})
 }
 
-func TestTheOlderSocketIsReplacedEvenIfTheNewerJoinsNothing(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		n, a := startSessionNode(t, nil)
-		old, welcome := n.connect("", "")
-		old.send(`{"type":"join","room":"a"}`)
-		old.until("joined")
-		for a.saves.Load() < 2 { // reading answers pings
-			old.until("heartbeat")
-		}
-		n.connect(welcome["session"].(string), "")
-		if code := old.closed(); code != 4009 {
-			t.Errorf("closed with %d, want 4009", code)
-		}
-	})
-}
-
-// A node may miss the event that another node took a session over. It learns of it
-// when it saves the session, and closes its connection, which must not stay beside
-// the newer one.
-func TestAConnectionWhoseSaveIsSupersededIsReplaced(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		n, a := startSessionNode(t, nil)
-		a.superseded.Store(true)
-		b, _ := n.connect("", "")
-		if code := b.closed(); code != 4009 {
-			t.Errorf("closed with %d, want 4009", code)
-		}
-	})
-}
-
 // A close with 1000 deletes the session. A close with 1000 on the older of two
 // connections, as from a client that has moved, does not.
 func TestANormalCloseEndsTheSession(t *testing.T) {
@@ -333,21 +261,6 @@ func TestANormalCloseEndsTheSession(t *testing.T) {
 			_ = late.ws.Close(websocket.StatusNormalClosure, "bye") // it took the session over, if it came first
 			return w["resumed"] == false
 		})
-	})
-}
-
-func TestHandshakesDoNotWaitForUnavailableSessions(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		n, a := startSessionNode(t, nil)
-		_, welcome := n.connect("", "")
-		testkit.Eventually(t, "the session to be saved", func() bool { return a.saves.Load() > 0 })
-		a.unavailable.Store(true)
-		b, w := n.connect(welcome["session"].(string), "")
-		if w["resumed"] != false {
-			t.Errorf("welcome %v", w)
-		}
-		b.send(`{"type":"publish","room":"a","data":1}`)
-		b.until("ack")
 	})
 }
 

@@ -16,8 +16,10 @@ import (
 	"switchyard/internal/audit"
 	"switchyard/internal/auth"
 	"switchyard/internal/conn"
+	"switchyard/internal/drain"
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
+	"switchyard/internal/session"
 )
 
 // maxMalformed is how many malformed frames in a row close a connection.
@@ -30,8 +32,8 @@ type socket struct {
 	ws        *websocket.Conn
 	conn      *conn.Conn // safe for concurrent use
 	client    *hub.Client
-	session   *connectionSession // nil if no sessions are kept
-	requestID string             // of the handshake
+	session   *session.Session // nil if no sessions are kept
+	requestID string           // of the handshake
 	remote    string
 	started   time.Time
 
@@ -54,7 +56,7 @@ type socket struct {
 	// frameStartTick is the tick at which the frame that is being read began, 0 for
 	// none.
 	frameStartTick atomic.Int64
-	moveAskedAt    atomic.Int64 // when the client was asked to move, Unix ms; 0: not asked
+	moveRequest    drain.MoveRequest // safe for concurrent use
 
 	heartbeatSlot, heartbeatIndex int // guarded by the lock of the heartbeat's slot
 }
@@ -64,6 +66,18 @@ func newSocket(s *Server, ws *websocket.Conn, c *conn.Conn, r *http.Request, slo
 	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.Addr.String(), started: time.Now(), admission: slot}
 	return sock
 }
+
+// MoveRequest implements drain.Client.
+func (sock *socket) MoveRequest() *drain.MoveRequest { return &sock.moveRequest }
+
+// Send implements drain.Client.
+func (sock *socket) Send(f protocol.Frame) bool { return sock.conn.Send(f) }
+
+// CloseWith implements drain.Client.
+func (sock *socket) CloseWith(code protocol.CloseCode) bool { return sock.conn.CloseWith(code) }
+
+// Abort implements drain.Client.
+func (sock *socket) Abort() { sock.conn.Abort() }
 
 // readLoop handles frames until the connection ends. It reads without a deadline:
 // the heartbeat closes silent clients.
@@ -192,8 +206,8 @@ func (sock *socket) dispatch(r *protocol.Request) {
 	case r.Type == protocol.TypeMoved:
 		// Only a session of another node counts, and only once. Otherwise any
 		// client could slow the drain of another node.
-		if !sock.moveReported && (sock.session == nil || sock.session.fromOtherNode) {
-			sock.server.moveLatencies.record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
+		if !sock.moveReported && (sock.session == nil || sock.session.IsFromOtherNode()) {
+			sock.server.moveLatencies.Record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 		}
 		sock.moveReported = true
 	default:
@@ -203,8 +217,8 @@ func (sock *socket) dispatch(r *protocol.Request) {
 		sock.sendError(r, err)
 	}
 	sock.stackGrown = sock.stackGrown || r.Type == protocol.TypeJoin
-	if sock.session != nil && sock.session.rejoinRooms && (r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave) {
-		sock.server.sessionWriter.scheduleSoon(sock)
+	if r.Type == protocol.TypeJoin || r.Type == protocol.TypeLeave {
+		sock.session.RoomsChanged()
 	}
 }
 
@@ -241,12 +255,12 @@ func (sock *socket) end(err error) {
 	_, ours := sock.conn.CloseStatus()
 	endedByClient := !ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure
 	moving := sock.isMoving()
-	sock.detachSession(endedByClient)
+	sock.session.Detach(endedByClient)
 	if sock.client != nil {
 		sock.client.Close(endedByClient && !moving)
 	}
 	s.expiry.remove(sock)
-	s.sessions.remove(sock)
+	s.sessions.Remove(sock.session)
 	s.openSockets.remove(sock)
 	if sock.isProtocolError(err) {
 		// The library ends on some frames without a close frame (an unmasked one).
@@ -262,8 +276,8 @@ func (sock *socket) end(err error) {
 	if code != protocol.CloseNormal && code != protocol.CloseRestart && reason != reasonClient && reason != reasonLost {
 		s.cfg.Hub.CountError(reason)
 	}
-	if sock.moveAskedAt.Load() != 0 || code == protocol.CloseRestart {
-		s.recordMove(code, reason)
+	if sock.moveRequest.IsMade() || code == protocol.CloseRestart {
+		s.drain.RecordEnd(code, reason == reasonClient)
 	}
 	took := time.Since(sock.started)
 	s.metrics.lifetime.Observe(took.Seconds())

@@ -40,27 +40,22 @@ func (m *meter) perSecond(now time.Time) float64 {
 func (s *Server) Status() message.NodeStatus {
 	now := time.Now()
 	rate, moved, refused := s.handshakes.perSecond(now), s.handshakesMoved.perSecond(now), s.handshakesRefused.perSecond(now)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	draining, leaving := s.drain != nil || s.stopping, 0
-	if s.drain.currentPhase() == phaseMoving {
-		leaving = int(s.drain.notAsked.Load())
-	}
+	d := s.drain.Status()
 	return message.NodeStatus{
 		Node:              s.cfg.Node,
 		Deployment:        s.cfg.Deployment,
 		Color:             s.cfg.Color,
 		Version:           s.cfg.Version,
-		Ready:             !draining && !s.missesComponent(),
-		Draining:          draining,
+		Ready:             !d.Draining && !s.missesComponent(),
+		Draining:          d.Draining,
 		Connections:       s.admission.count(),
 		HandshakeRate:     rate,
 		HandshakesOfMoved: moved,
 		HandshakesRefused: refused,
 		HandshakeLimit:    float64(s.cfg.MaxHandshakeRate),
-		HandshakeP95:      s.moveLatencies.p95(now),
-		MovesAsked:        s.movesAsked.Load(),
-		Leaving:           leaving,
+		HandshakeP95:      s.moveLatencies.P95(now),
+		MovesAsked:        d.MovesAsked,
+		Leaving:           d.Leaving,
 	}
 }
 

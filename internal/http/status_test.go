@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"switchyard/internal/drain"
 	"switchyard/internal/testkit"
 )
 
@@ -35,11 +36,11 @@ func TestStatusDescribesTheNode(t *testing.T) {
 		if n.Status().Ready {
 			t.Error("the node is ready without its log")
 		}
-		n.findOrStartDrain(ScopeNode, "test")
+		n.drain.Start(drain.ScopeNode, "test")
 		if s := n.Status(); !s.Draining || s.Ready {
 			t.Errorf("draining: %+v", s)
 		}
-		n.awaitPhase(phaseMoving)
+		n.awaitPhase(drain.PhaseMoving)
 		testkit.Eventually(t, "clients that were not asked", func() bool { return n.Status().Leaving > 0 })
 		b.followMove()
 		testkit.Eventually(t, "clients that were asked", func() bool { return n.Status().MovesAsked > 0 })

@@ -152,7 +152,7 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 	u.serveSocket(sock, client)
 	sock.conn.Flush() // the handshake's answer, if no frame has followed it
 	s.openSockets.add(sock)
-	if s.isClosing() { // closeAll may have passed just before add
+	if s.drain.IsClosing() { // a drain may have closed all just before add
 		sock.conn.CloseWith(protocol.CloseRestart)
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())
@@ -204,11 +204,11 @@ func (u *upgrader) accept(w http.ResponseWriter, r *http.Request, slot *admissio
 // slot is counted before the second look at the drain: a drain or a stop that begins
 // later finds it counted, and waits for it.
 func (u *upgrader) admit(c *caller) *admissionSlot {
-	if !u.server.isAccepting() {
+	if !u.server.drain.TakesClients() {
 		return nil
 	}
 	slot := u.server.admission.admit(c.Network)
-	if slot != nil && !u.server.isAccepting() {
+	if slot != nil && !u.server.drain.TakesClients() {
 		slot.release(nil)
 		return nil
 	}

@@ -1,10 +1,8 @@
-package http
+package drain
 
 import (
 	"context"
 	"time"
-
-	"switchyard/internal/protocol"
 )
 
 const (
@@ -37,15 +35,13 @@ type Progress struct {
 // updateReturned stores how many sessions returned on other nodes, and returns the
 // progress.
 func (d *drain) updateReturned(r MoveTargets) Progress {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	if r.ReturnsKnown {
 		if !d.hasReturnedBefore {
 			d.hasReturnedBefore, d.returnedBefore = true, r.Returned
 		}
-		d.progress.Returned = max(0, r.Returned-d.returnedBefore)
+		d.setReturned(max(0, r.Returned-d.returnedBefore))
 	}
-	return d.progress
+	return d.currentProgress()
 }
 
 // awaitReturns waits until other nodes have reported all clients that left, at most
@@ -55,7 +51,7 @@ func (d *drain) awaitReturns(ctx context.Context) bool {
 	tick := time.NewTicker(returnPollInterval)
 	defer tick.Stop()
 	for end := time.Now().Add(returnTimeout); time.Now().Before(end); {
-		r := d.server.cfg.MoveTargets(d.currentScope())
+		r := d.targets()
 		if !r.ReturnsKnown || r.Nodes == 0 {
 			return true
 		}
@@ -71,43 +67,8 @@ func (d *drain) awaitReturns(ctx context.Context) bool {
 	return true
 }
 
-// recordMove counts the end of a connection whose client was asked to move. It
-// counts nothing if the drain was canceled meanwhile.
-func (s *Server) recordMove(code protocol.CloseCode, reason string) {
-	s.mu.Lock()
-	d := s.drain
-	s.mu.Unlock()
-	if d == nil {
-		return
-	}
-	result := moveLost
-	switch {
-	case reason == reasonClient, code == protocol.CloseReplaced:
-		result = moveDone
-	case code == protocol.CloseRestart:
-		result = moveClosed
-	}
-	s.metrics.moves.WithLabelValues(result).Inc()
-	d.updateProgress(func(p *Progress) {
-		switch result {
-		case moveDone:
-			p.Moved++
-		case moveClosed:
-			p.Closed++
-		default:
-			p.Lost++
-		}
-	})
-}
-
-func (d *drain) updateProgress(f func(*Progress)) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	f(&d.progress)
-}
-
-// A DrainState is the state of a drain in the admin API and in /readyz.
-type DrainState struct {
+// A State is the state of a drain in the admin API and in /readyz.
+type State struct {
 	// Phase is delay, moving, closing or drained; "" if no drain is running.
 	Phase  string `json:"phase"`
 	Scope  Scope  `json:"scope,omitempty"`
@@ -117,27 +78,4 @@ type DrainState struct {
 	// Clients is the number of clients that are still connected.
 	Clients int `json:"clients"`
 	Progress
-}
-
-// DrainState returns the state of the drain for the admin API. Its Phase is "" if no
-// drain is running.
-func (s *Server) DrainState() DrainState {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d := s.drain
-	state := DrainState{Clients: s.admission.count()}
-	if d == nil {
-		return state
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	state.Phase, state.Scope, state.Reason, state.Progress = d.phase, d.scope, d.reason, d.progress
-	state.Seconds = time.Since(d.began).Round(time.Millisecond).Seconds()
-	return state
-}
-
-func (d *drain) currentProgress() Progress {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.progress
 }

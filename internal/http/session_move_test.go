@@ -10,13 +10,14 @@ import (
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/drain"
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
 
 // failingSaves fail the next failuresLeft saves, or all if it is negative.
 type failingSaves struct {
-	*faultySessions
+	*observedSessions
 	failuresLeft atomic.Int64
 }
 
@@ -29,7 +30,7 @@ func (f *failingSaves) Save(ctx context.Context, batch []message.SessionSave) []
 		}
 		return results
 	}
-	return f.faultySessions.Save(ctx, batch)
+	return f.observedSessions.Save(ctx, batch)
 }
 
 func startFailingSavesNode(t *testing.T, fails int64) (*node, *failingSaves) {
@@ -37,13 +38,13 @@ func startFailingSavesNode(t *testing.T, fails int64) (*node, *failingSaves) {
 	f := &failingSaves{}
 	f.failuresLeft.Store(fails)
 	n, a := startSessionNode(t, func(c *Config) {
-		f.faultySessions = c.Sessions.(*faultySessions)
+		f.observedSessions = c.Sessions.(*observedSessions)
 		c.Sessions = f
 		c.Heartbeat = time.Hour
 		c.DrainWindow, c.DrainTimeout = 3*time.Second, 20*time.Second
-		c.MoveTargets = func(Scope) MoveTargets { return healthyTargets }
+		c.MoveTargets = func(drain.Scope) drain.MoveTargets { return healthyTargets }
 	})
-	f.faultySessions = a
+	f.observedSessions = a
 	return n, f
 }
 
@@ -73,39 +74,6 @@ func TestSessionsAreSavedBeforeClientsMove(t *testing.T) {
 			})
 		})
 	}
-}
-
-// A Redis that stores nothing does not hold a drain up for long.
-func TestFailingSavesDoNotBlockADrain(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		n, _ := startFailingSavesNode(t, -1)
-		b, _ := n.connect("", "")
-		n.adminCall("POST", "/drain")
-		b.followMove()
-		n.awaitPhase(phaseDrained)
-		if state := n.DrainState(); state.Moved != 1 {
-			t.Errorf("%+v", state)
-		}
-	})
-}
-
-// A failed save is tried three times, a second apart, without waiting for the client's
-// next answer to a ping.
-func TestAFailedSaveIsRetried(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		n, f := startFailingSavesNode(t, 2)
-		_, welcome := n.connect("", "")
-		time.Sleep(3 * time.Second)
-		if !f.resumes(t, welcome["session"]) {
-			t.Error("the session is not saved after two failures")
-		}
-		f.failuresLeft.Store(100)
-		n.connect("", "")
-		time.Sleep(time.Minute)
-		if got := 100 - f.failuresLeft.Load(); got != 3 {
-			t.Errorf("a session was tried to save %d times, want 3", got)
-		}
-	})
 }
 
 // A client that has moved and closes its old connection has not left its rooms. A
@@ -144,7 +112,7 @@ func TestANormalCloseAfterAMoveLeavesNoRoom(t *testing.T) {
 		n.adminCall("POST", "/drain")
 		moved.followMove()
 		want("the client that was asked to move", two, message.PresenceDisconnected)
-		n.awaitPhase(phaseDrained)
+		n.awaitPhase(drain.PhaseDrained)
 		n.adminCall("DELETE", "/drain")
 	})
 }

@@ -1,4 +1,4 @@
-package http
+package drain
 
 import (
 	"slices"
@@ -16,9 +16,9 @@ const (
 	minMoveLatencies = 10
 )
 
-// moveLatencies are the recent times between a moved client's connect and its
+// MoveLatencies are the recent times between a moved client's connect and its
 // welcome, as clients report them. It is safe for concurrent use.
-type moveLatencies struct {
+type MoveLatencies struct {
 	mu   sync.Mutex
 	ring [moveLatencySamples]moveLatency
 	next int
@@ -29,16 +29,17 @@ type moveLatency struct {
 	took time.Duration
 }
 
-func (m *moveLatencies) record(now time.Time, took time.Duration) {
+// Record adds a latency.
+func (m *MoveLatencies) Record(now time.Time, took time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ring[m.next] = moveLatency{now, took}
 	m.next = (m.next + 1) % moveLatencySamples
 }
 
-// p95 returns the 95th percentile of the recent latencies, or 0 if there are fewer
+// P95 returns the 95th percentile of the recent latencies, or 0 if there are fewer
 // than minMoveLatencies.
-func (m *moveLatencies) p95(now time.Time) time.Duration {
+func (m *MoveLatencies) P95(now time.Time) time.Duration {
 	m.mu.Lock()
 	took := make([]time.Duration, 0, moveLatencySamples)
 	for _, one := range m.ring {

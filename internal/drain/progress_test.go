@@ -1,13 +1,9 @@
-package http
+package drain
 
 import (
-	"context"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
-
-	"switchyard/internal/testkit"
 )
 
 func TestClientsThatDoNotReturnAreMissingForAWhile(t *testing.T) {
@@ -61,51 +57,28 @@ func TestClientsThatLeftDuringAnOutageAreNotMissing(t *testing.T) {
 // A drain pauses while the clients that left do not return elsewhere, and continues
 // when they do. The progress and the log show it.
 func TestADrainWaitsUntilMovedClientsReturnElsewhere(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		var returned, waves atomic.Int64
-		before := int64(7) // returned before the drain, and do not count
-		returned.Store(before)
-		n := startDrainNode(t, func(c *Config) {
-			c.DrainWindow, c.DrainTimeout = 10*time.Second, 2*time.Minute
-			c.MoveTargets = func(Scope) MoveTargets {
-				waves.Add(1)
-				r := healthyTargets
-				r.ReturnsKnown, r.Returned = true, int(returned.Load())
-				return r
-			}
-		})
-		const clients = 120
-		for range clients {
-			b := n.dial(nil)
-			go func() {
-				b.ws.SetReadLimit(1 << 20)
-				for {
-					_, m, err := b.ws.Read(context.Background())
-					if err != nil {
-						return
-					}
-					if strings.Contains(string(m), `"move"`) {
-						_ = b.ws.Close(1000, "")
-					}
-				}
-			}()
+	inBubble(t, func(c *Config) { c.Window, c.Timeout = 10*time.Second, 2*time.Minute }, func(t *testing.T, n *testNode) {
+		returned := func(sessions int) *MoveTargets {
+			r := healthyTargets
+			r.ReturnsKnown, r.Returned = true, sessions
+			return &r
 		}
-		n.adminCall("POST", "/drain")
-		testkit.Eventually(t, "the drain to pause", func() bool {
-			movesSent, wave := n.DrainState().Asked, waves.Load()
-			if movesSent == 0 || movesSent == clients {
-				return false
-			}
-			testkit.Eventually(t, "two more waves", func() bool { return waves.Load() >= wave+2 })
-			return n.DrainState().Asked == movesSent
-		})
-		paused := n.DrainState()
-		if paused.Returned != 0 || paused.Moved == 0 || paused.Clients == 0 {
+		const clients, before = 120, 7 // before: returned before the drain, and do not count
+		n.targets.Store(returned(before))
+		n.connectMany(clients, follows)
+		n.Start(ScopeNode, "x")
+		time.Sleep(8 * time.Second)
+		paused := n.State()
+		if paused.Returned != 0 || paused.Moved == 0 || paused.Clients == 0 || paused.Asked == clients {
 			t.Errorf("the drain paused at %+v", paused)
 		}
-		returned.Store(before + clients) // all of them return, late
-		n.awaitPhase(phaseDrained)
-		if state := n.DrainState(); state.Asked != clients || state.Moved != clients || state.Returned != clients {
+		time.Sleep(2 * time.Second)
+		if now := n.State(); now.Asked != paused.Asked {
+			t.Errorf("%d clients were asked while those that left have not returned", now.Asked-paused.Asked)
+		}
+		n.targets.Store(returned(before + clients)) // all of them return, late
+		n.awaitPhase(PhaseDrained)
+		if state := n.State(); state.Asked != clients || state.Moved != clients || state.Returned != clients {
 			t.Errorf("at the end: %+v", state)
 		}
 		if logs := n.logs.String(); !strings.Contains(logs, `"msg":"drained"`) || !strings.Contains(logs, `"returned":120`) {

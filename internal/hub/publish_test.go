@@ -2,7 +2,6 @@ package hub
 
 import (
 	"bytes"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,39 +16,33 @@ import (
 // A client's uncommitted publishes are bounded: its next request waits for a
 // commit. All are stored in the order they were sent.
 func TestAClientsInflightPublishesAreBounded(t *testing.T) {
-	f := newFixture(t, 1)
-	f.nodes[0].cfg.MaxInflight = 2
-	var mu sync.Mutex
-	most, waiting := 0, make(chan *message.Publication, 100)
-	complete := f.log.onComplete
-	f.log.onComplete = func(p *message.Publication) { // appended, not yet committed
-		mu.Lock()
-		defer mu.Unlock()
-		waiting <- p
-		most = max(most, len(waiting))
-	}
-	a := f.client(0)
-	const n = 50
-	go func() {
-		for range n {
-			a.must(`{"type":"publish","room":"r","data":1}`)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 1)
+		f.nodes[0].cfg.MaxInflight = 2
+		const n = 50
+		uncommitted := make(chan *message.Publication, n)
+		complete := f.log.onComplete
+		f.log.onComplete = func(p *message.Publication) { uncommitted <- p } // appended, not yet committed
+		a := f.client(0)
+		go func() {
+			for range n {
+				a.must(`{"type":"publish","room":"r","data":1}`)
+			}
+		}()
+		for i := range n {
+			synctest.Wait() // until the third can only wait
+			if got, want := len(uncommitted), min(2, n-i); got != want {
+				t.Fatalf("%d publishes are uncommitted after %d commits, want %d", got, i, want)
+			}
+			complete(<-uncommitted)
 		}
-	}()
-	for range n {
-		// Two are uncommitted until the end; the third is not even appended.
-		complete(<-waiting)
-	}
-	testkit.Eventually(t, "all acks", func() bool { return len(a.received("ack")) == n })
-	for i, got := range a.received("ack") {
-		if want := messages(i+1, i+1)[0][len("message "):]; got != "ack "+want {
-			t.Fatalf("ack %d is %q", i+1, got)
+		testkit.Eventually(t, "all acks", func() bool { return len(a.received("ack")) == n })
+		for i, got := range a.received("ack") {
+			if want := messages(i+1, i+1)[0][len("message "):]; got != "ack "+want {
+				t.Fatalf("ack %d is %q", i+1, got)
+			}
 		}
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	if most > 2 {
-		t.Errorf("%d publishes were uncommitted at once, want at most 2", most)
-	}
+	})
 }
 
 // A publish that fails is answered with an error. No member receives it, on any

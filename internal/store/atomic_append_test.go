@@ -82,10 +82,7 @@ func TestABatchIsStoredAtomicallyAndInOrder(t *testing.T) {
 	forEachDialect(t, func(t *testing.T, f *fixture) {
 		n := f.startNode(func(c *Config) { c.AppendWorkers = 3 })
 		n.mustPublish("b", "0", "x")
-		start, err := n.Commits(t.Context(), 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		start := n.currentCursor() // transactions of other databases on the server may be older than this log
 		if got := n.mustAppendBatch("b 1 x", "a 1 x", "b 2 x", "c 1 x", "a 2 x"); got != "b2 a1 b3 c1 a2" {
 			t.Errorf("the answers are %s", got)
 		}
@@ -99,7 +96,7 @@ func TestABatchIsStoredAtomicallyAndInOrder(t *testing.T) {
 				t.Errorf("%s holds %d, want %d", room, len(all), want)
 			}
 		}
-		c, err := n.Commits(t.Context(), start.Next)
+		c, err := n.Commits(t.Context(), start)
 		if err != nil || c.Incomplete || len(c.Heads) != 3 {
 			t.Errorf("the feed reports %+v, %v", c, err)
 		}

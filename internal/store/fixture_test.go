@@ -256,7 +256,7 @@ func (n *node) currentCursor() (cursor message.Cursor) {
 		}
 		cursor = start.Next
 		c, err := n.Commits(n.t.Context(), cursor)
-		if err == nil && len(c.Heads) > 0 {
+		if err == nil && (c.Incomplete || len(c.Heads) > 0) {
 			err = fmt.Errorf("%+v", c)
 		}
 		return err

@@ -85,11 +85,11 @@ var requestActions = map[protocol.Type]auth.Action{
 	protocol.TypeSignal:   auth.Signal,
 }
 
-// permit returns an error unless the client may make the request. A leave needs no
-// right.
-func (sock *socket) permit(r *protocol.Request) error {
+// permit returns an error unless a client of this identity may make the request. A
+// leave needs no right.
+func permit(identity *auth.Identity, r *protocol.Request) error {
 	action, guarded := requestActions[r.Type]
-	if !guarded || sock.identity.May(r.Room, action) {
+	if !guarded || identity.May(r.Room, action) {
 		return nil
 	}
 	if r.Room.Reserved() {

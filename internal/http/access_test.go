@@ -190,7 +190,7 @@ func TestAWrongTokenIsAnsweredWithACloseCode(t *testing.T) {
 		if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
 			t.Errorf("a connection without a good token has published: %s", body)
 		}
-		testkit.Eventually(t, "all connections to end", func() bool { return n.admission.count() == 0 })
+		testkit.Eventually(t, "all connections to end", func() bool { return n.admission.Count() == 0 })
 		for range fewRejecting {
 			n.rawHandshake("", "Authorization: Bearer x") // reads nothing, so that its close waits
 		}
@@ -248,7 +248,7 @@ func TestAStopClosesConnectionsWithoutAToken(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startKeyedNode(t, "", nil)
 		b := n.open(nil)
-		testkit.Eventually(t, "the connection", func() bool { return n.admission.count() == 1 })
+		testkit.Eventually(t, "the connection", func() bool { return n.admission.Count() == 1 })
 		go func() { _ = n.CloseSockets(context.Background()) }()
 		if got := b.closed(); got != 1012 {
 			t.Errorf("closed with %d", got)

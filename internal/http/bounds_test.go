@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"testing"
 )
@@ -24,29 +23,6 @@ func TestConnectionsFarOverTheLimitAreRefused(t *testing.T) {
 	}
 	if got := n.metric(`websocket_connections_total{result="refused"}`); got != "1" {
 		t.Errorf("counted %q as refused", got)
-	}
-}
-
-// At most 256 connections are being rejected at once, as docs/limits.md says.
-func TestRejectionsAreBounded(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.MaxConnections = 1 })
-	slots := []*admissionSlot{n.admission.admit(netip.Prefix{})}
-	for range 256 {
-		slots = append(slots, n.admission.admit(netip.Prefix{}))
-	}
-	defer func() {
-		for _, slot := range slots {
-			slot.release(nil)
-		}
-	}()
-	for i, slot := range slots {
-		if slot == nil || (slot.closeCode == 0) != (i == 0) {
-			t.Fatalf("connection %d: %+v, want the first to be admitted and the others rejected", i, slot)
-		}
-	}
-	if slot := n.admission.admit(netip.Prefix{}); slot != nil {
-		slot.release(nil)
-		t.Error("257 connections are being rejected")
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/admission"
 	"switchyard/internal/audit"
 	"switchyard/internal/auth"
 	"switchyard/internal/conn"
@@ -18,6 +19,7 @@ import (
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
 	"switchyard/internal/session"
+	"switchyard/internal/wheel"
 )
 
 // maxMalformed is how many malformed frames in a row close a connection.
@@ -35,10 +37,9 @@ type socket struct {
 	remote    string
 	started   time.Time
 
-	admission *admissionSlot
+	admission *admission.Slot
 	identity  auth.Identity      // valid once identified is set
 	handshake protocol.Handshake // until then
-	deadline  deadline           // guarded by the expiry wheel's lock
 	// identified means that identity, client and session are set. They do not
 	// change after that, except for identity, which belongs to readLoop.
 	identified atomic.Bool
@@ -56,10 +57,11 @@ type socket struct {
 	frameStartTick atomic.Int64
 	moveRequest    drain.MoveRequest // safe for concurrent use
 
-	heartbeatSlot, heartbeatIndex int // guarded by the lock of the heartbeat's slot
+	wheel.Deadline // of the token, or for the first one
+	wheel.Place    // among the server's openSockets
 }
 
-func newSocket(s *Server, ws *websocket.Conn, c *conn.Conn, r *http.Request, slot *admissionSlot) *socket {
+func newSocket(s *Server, ws *websocket.Conn, c *conn.Conn, r *http.Request, slot *admission.Slot) *socket {
 	from := callerOf(r)
 	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.Addr.String(), started: time.Now(), admission: slot}
 	return sock

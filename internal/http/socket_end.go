@@ -24,9 +24,9 @@ func (sock *socket) end(err error) {
 	if sock.client != nil {
 		sock.client.Close(endedByClient && !moving)
 	}
-	s.expiry.remove(sock)
+	s.expiry.Remove(sock)
 	s.sessions.Remove(sock.session)
-	s.openSockets.remove(sock)
+	s.openSockets.Remove(sock)
 	if isProtocolError(sock.conn, err) {
 		// The library ends on some frames without a close frame (an unmasked one).
 		sock.conn.CloseWith(protocol.CloseProtocol)
@@ -49,7 +49,7 @@ func (sock *socket) end(err error) {
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "connection ended",
 		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", sock.remote), slog.String("request_id", sock.requestID),
 		slog.Duration("duration", took), slog.Int("frames_in", sock.framesReceived), slog.Int64("bytes_out", sock.conn.SentBytes()))
-	sock.admission.release(sock)
+	sock.admission.Release(sock)
 }
 
 // isProtocolError reports whether a read failed because of what the client sent,

@@ -52,8 +52,11 @@ func (c drainClients) SaveBeforeMove(wave []drain.Client) []drain.Client {
 	}
 	readyClients := wave[:0]
 	for i, ready := range c.server.sessions.SaveBeforeMove(sessions) {
-		if ready {
-			readyClients = append(readyClients, wave[i])
+		// A client that is getting a session, or got one while others were saved, waits
+		// for the next wave, which saves it.
+		sock := wave[i].(*socket)
+		if ready && !sock.isIdentifying() && sock.knownSession() == sessions[i] {
+			readyClients = append(readyClients, sock)
 		}
 	}
 	return readyClients

@@ -23,7 +23,7 @@ func (sock *socket) setIdentity(identity auth.Identity) {
 	secret, resumed := sock.attachSession(sock.handshake, identity.User)
 	sock.handshake = protocol.Handshake{} // secrets are not kept longer than they are needed
 	sock.identified.Store(true)
-	sock.server.expiry.set(sock, identity.Expires)
+	sock.server.expiry.Set(sock, identity.Expires)
 	sock.conn.Send(sock.server.welcome(secret, resumed, &identity))
 }
 
@@ -42,7 +42,7 @@ func (sock *socket) authenticate(r *protocol.Request) (ends bool, err error) {
 		return false, err // the old token stays in use
 	}
 	sock.identity = identity
-	sock.server.expiry.set(sock, identity.Expires)
+	sock.server.expiry.Set(sock, identity.Expires)
 	// The client leaves the rooms that the new token does not allow before it gets
 	// the answer.
 	sock.client.Restrict(func(room message.Room) bool { return identity.May(room, auth.Join) })
@@ -66,7 +66,7 @@ func (sock *socket) authenticateFirst(r *protocol.Request, identity auth.Identit
 		sock.conn.CloseWith(code)
 		return true, nil
 	}
-	sock.admission.register(sock)
+	sock.admission.Register(sock)
 	sock.setIdentity(identity)
 	sock.conn.Send(protocol.Authenticated(r.Ref, identity.User, untilExpiry(identity.Expires)))
 	if s.auth.banned(identity.User) { // the ban may have been set just before register
@@ -85,11 +85,11 @@ var requestActions = map[protocol.Type]auth.Action{
 	protocol.TypeSignal:   auth.Signal,
 }
 
-// permit returns an error unless the client may make the request. A leave needs no
-// right.
-func (sock *socket) permit(r *protocol.Request) error {
+// permit returns an error unless a client of this identity may make the request. A
+// leave needs no right.
+func permit(identity *auth.Identity, r *protocol.Request) error {
 	action, guarded := requestActions[r.Type]
-	if !guarded || sock.identity.May(r.Room, action) {
+	if !guarded || identity.May(r.Room, action) {
 		return nil
 	}
 	if r.Room.Reserved() {

@@ -38,18 +38,25 @@ const everyRoom = `{"*":"rw"}`
 // anonymous is AUTH_ANONYMOUS.
 func startKeyedNode(t testing.TB, anonymous string, change func(*Config)) *node {
 	t.Helper()
-	v, err := auth.New(t.Context(), auth.Config{
-		JWTSecrets: []string{tokenSecret}, Anonymous: anonymous, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := keyedVerifier(t, anonymous)
 	return startNode(t, func(c *Config) {
 		c.Verifier = v
 		if change != nil {
 			change(c)
 		}
 	})
+}
+
+// keyedVerifier accepts tokens signed with tokenSecret.
+func keyedVerifier(t testing.TB, anonymous string) Verifier {
+	t.Helper()
+	v, err := auth.New(t.Context(), auth.Config{
+		JWTSecrets: []string{tokenSecret}, Anonymous: anonymous, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 func withToken(token string) *websocket.DialOptions {
@@ -190,7 +197,7 @@ func TestAWrongTokenIsAnsweredWithACloseCode(t *testing.T) {
 		if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0`) {
 			t.Errorf("a connection without a good token has published: %s", body)
 		}
-		testkit.Eventually(t, "all connections to end", func() bool { return n.admission.count() == 0 })
+		testkit.Eventually(t, "all connections to end", func() bool { return n.admission.Count() == 0 })
 		for range fewRejecting {
 			n.rawHandshake("", "Authorization: Bearer x") // reads nothing, so that its close waits
 		}
@@ -248,7 +255,7 @@ func TestAStopClosesConnectionsWithoutAToken(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startKeyedNode(t, "", nil)
 		b := n.open(nil)
-		testkit.Eventually(t, "the connection", func() bool { return n.admission.count() == 1 })
+		testkit.Eventually(t, "the connection", func() bool { return n.admission.Count() == 1 })
 		go func() { _ = n.CloseSockets(context.Background()) }()
 		if got := b.closed(); got != 1012 {
 			t.Errorf("closed with %d", got)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
+	"switchyard/internal/admission"
 	"switchyard/internal/audit"
 	"switchyard/internal/auth"
 	"switchyard/internal/hub"
@@ -40,7 +41,7 @@ type api struct {
 	hub         *hub.Hub
 	respond     *responder
 	auth        *authenticator
-	admission   *admission
+	admission   *admission.Counter
 	audit       *audit.Log
 	keys        apiKeys
 	keyLimiter  *ratelimit.Keyed // by API key

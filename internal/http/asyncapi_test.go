@@ -249,7 +249,7 @@ func (fixedVerifier) Verify(context.Context, string) (auth.Identity, error) {
 func (fixedVerifier) Anonymous() (auth.Identity, bool) { return auth.Identity{}, false }
 
 func disconnectAnn(n *node) {
-	testkit.Eventually(n.t, "ann", func() bool { return len(n.admission.socketsOf("ann")) == 1 })
+	testkit.Eventually(n.t, "ann", func() bool { return n.admission.CountOf("ann") == 1 })
 	n.call("POST", "/v1/users/ann/disconnect", testKey, "")
 }
 

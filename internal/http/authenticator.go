@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"switchyard/internal/admission"
 	"switchyard/internal/auth"
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
@@ -92,8 +93,8 @@ type clientIdentity struct {
 // authenticateHandshake determines the identity behind a handshake, and assigns the
 // admission slot to its user or marks it for rejection. It returns an error if the
 // handshake must be refused over HTTP.
-func (a *authenticator) authenticateHandshake(ctx context.Context, o protocol.Handshake, slot *admissionSlot) (clientIdentity, error) {
-	if slot.closeCode != 0 {
+func (a *authenticator) authenticateHandshake(ctx context.Context, o protocol.Handshake, slot *admission.Slot) (clientIdentity, error) {
+	if slot.CloseCode() != 0 {
 		return clientIdentity{}, nil
 	}
 	if o.Token == "" {
@@ -105,22 +106,22 @@ func (a *authenticator) authenticateHandshake(ctx context.Context, o protocol.Ha
 		if e := protocol.ErrorFor(err); e.Code == protocol.CodeUnavailable {
 			return clientIdentity{}, e // not a refusal: the client retries with the same token
 		}
-		return clientIdentity{rejection: err.Error()}, slot.rejectOrError(protocol.CloseUnauthorized, resultUnauthorized, err)
+		return clientIdentity{rejection: err.Error()}, slot.RejectOrError(protocol.CloseUnauthorized, resultUnauthorized, err)
 	}
 	code, result, err := a.admitUser(identity.User, slot)
 	if err != nil {
-		return clientIdentity{identity: identity, rejection: err.Error()}, slot.rejectOrError(code, result, err)
+		return clientIdentity{identity: identity, rejection: err.Error()}, slot.RejectOrError(code, result, err)
 	}
 	return clientIdentity{identity: identity, known: true}, nil
 }
 
 // admitUser assigns the slot to a user, unless the user is banned or has too many
 // connections. Then it returns the close code, the metric's result and the error.
-func (a *authenticator) admitUser(user string, slot *admissionSlot) (protocol.CloseCode, string, error) {
+func (a *authenticator) admitUser(user string, slot *admission.Slot) (protocol.CloseCode, string, error) {
 	if a.banned(user) {
 		return protocol.CloseRemoved, resultRemoved, errBanned
 	}
-	if !slot.assignUser(user) {
+	if !slot.AssignUser(user) {
 		return protocol.CloseTooManyConnections, resultTooManyOfUser, errNoCapacity
 	}
 	return 0, "", nil

@@ -54,7 +54,7 @@ func (a *api) disconnectUser(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), banTimeout)
 	defer cancel()
-	closed := len(a.admission.socketsOf(user))
+	closed := a.admission.CountOf(user)
 	err = a.auth.bans.Ban(ctx, user, d)
 	status := http.StatusOK
 	switch {
@@ -98,11 +98,4 @@ func readBan(w http.ResponseWriter, r *http.Request) (time.Duration, error) {
 		return 0, &message.InvalidError{Field: "for", Reason: "must be a duration from 5s to 720h, such as 10m"}
 	}
 	return d, nil
-}
-
-// closeUser closes a user's connections on this node.
-func (a *admission) closeUser(user string) {
-	for _, sock := range a.socketsOf(user) {
-		sock.conn.CloseWith(protocol.CloseRemoved)
-	}
 }

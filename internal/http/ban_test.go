@@ -53,7 +53,7 @@ func TestFramesOfABannedUserAreIgnored(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		n := startKeyedNode(t, "", nil)
 		c, br := n.rawHandshake("", "Authorization: Bearer "+tokenOf("ann", time.Hour, everyRoom))
-		testkit.Eventually(t, "ann's connection", func() bool { return len(n.admission.socketsOf("ann")) == 1 })
+		testkit.Eventually(t, "ann's connection", func() bool { return n.admission.CountOf("ann") == 1 })
 		n.call("POST", "/v1/users/ann/disconnect", testKey, "")
 		if code, _ := readClose(t, readDocument(t, "asyncapi.yaml"), br); code != 4003 {
 			t.Errorf("closed with %d", code)
@@ -61,7 +61,7 @@ func TestFramesOfABannedUserAreIgnored(t *testing.T) {
 		if _, err := io.WriteString(c, testkit.MaskedFrame(0x81, `{"type":"publish","room":"a","data":1}`)+testkit.MaskedFrame(0x88, "\x0f\xa3")); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eventually(t, "the connection to end", func() bool { return n.admission.count() == 0 })
+		testkit.Eventually(t, "the connection to end", func() bool { return n.admission.Count() == 0 })
 		if _, body := n.call("GET", "/v1/rooms/a/messages", testKey, ""); !strings.Contains(body, `"head":0,`) {
 			t.Errorf("the banned user has published: %s", body)
 		}

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"switchyard/internal/testkit"
@@ -20,6 +21,14 @@ func readDoc(t *testing.T, name string) string {
 // testNames returns the names of all tests of the module.
 func testNames(t *testing.T) map[string]bool {
 	t.Helper()
+	names, err := findTestNames()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+var findTestNames = sync.OnceValues(func() (map[string]bool, error) {
 	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
 	found := map[string]bool{}
 	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
@@ -32,11 +41,8 @@ func testNames(t *testing.T) map[string]bool {
 		}
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
-}
+	return found, err
+})
 
 // Each row of docs/limits.md names tests and settings that exist.
 func TestEveryDocumentedLimitNamesATest(t *testing.T) {

@@ -24,7 +24,23 @@ type document struct {
 	schemas  map[string]*jsonschema.Schema // by pointer
 }
 
+// documents are those that were read before, by name: to parse one and to compile its
+// schemas takes longer than most tests. Tests that use them do not run in parallel.
+var documents = map[string]*document{}
+
 func readDocument(t *testing.T, name string) *document {
+	t.Helper()
+	d := documents[name]
+	if d == nil {
+		d = parseDocument(t, name)
+		documents[name] = d
+	}
+	own := *d
+	own.t = t
+	return &own
+}
+
+func parseDocument(t *testing.T, name string) *document {
 	t.Helper()
 	text, err := web.Files.ReadFile(name)
 	if err != nil {
@@ -42,7 +58,7 @@ func readDocument(t *testing.T, name string) *document {
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
-	d := &document{t: t, name: name, root: root, compiler: jsonschema.NewCompiler(), schemas: map[string]*jsonschema.Schema{}}
+	d := &document{name: name, root: root, compiler: jsonschema.NewCompiler(), schemas: map[string]*jsonschema.Schema{}}
 	if err := d.compiler.AddResource("doc:///"+name, root); err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}

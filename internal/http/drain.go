@@ -38,12 +38,12 @@ func (s *Server) CloseSockets(ctx context.Context) error { return s.drain.CloseC
 type drainClients struct{ server *Server }
 
 func (c drainClients) Each(f func(drain.Client)) {
-	c.server.openSockets.each(func(sock *socket) { f(sock) })
+	c.server.openSockets.Each(func(sock *socket) { f(sock) })
 }
 
-func (c drainClients) Count() int { return c.server.admission.count() }
+func (c drainClients) Count() int { return c.server.admission.Count() }
 
-func (c drainClients) Emptied() <-chan struct{} { return c.server.admission.emptied() }
+func (c drainClients) Emptied() <-chan struct{} { return c.server.admission.Emptied() }
 
 func (c drainClients) SaveBeforeMove(wave []drain.Client) []drain.Client {
 	sessions := make([]*session.Session, len(wave))
@@ -52,8 +52,11 @@ func (c drainClients) SaveBeforeMove(wave []drain.Client) []drain.Client {
 	}
 	readyClients := wave[:0]
 	for i, ready := range c.server.sessions.SaveBeforeMove(sessions) {
-		if ready {
-			readyClients = append(readyClients, wave[i])
+		// A client that is getting a session, or got one while others were saved, waits
+		// for the next wave, which saves it.
+		sock := wave[i].(*socket)
+		if ready && !sock.isIdentifying() && sock.knownSession() == sessions[i] {
+			readyClients = append(readyClients, sock)
 		}
 	}
 	return readyClients

@@ -31,7 +31,7 @@ import (
 	"switchyard/internal/testkit/metrictest"
 )
 
-// fewRejecting replaces maxRejecting, because a busy machine can't keep so many
+// fewRejecting replaces admission.MaxRejecting, because a busy machine can't keep so many
 // rejected connections open at the same time.
 const fewRejecting = 8
 

@@ -123,7 +123,7 @@ func (sock *socket) checkRates(r *protocol.Request, size int) error {
 }
 
 // ignoresRefusals reports whether a client has ignored too many refusals.
-func (sock *socket) ignoresRefusals() bool { return sock.usage.refusedInRow > maxRefused }
+func (u *rateUsage) ignoresRefusals() bool { return u.refusedInRow > maxRefused }
 
 func rateLimited(text string, wait time.Duration) error {
 	// Rounded up to the milliseconds of retry_after_ms, because 0 would mean that

@@ -49,11 +49,8 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 	}
 	n.dial(fromAddress("2001:db8:1:2::1"))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
-	testkit.Eventually(t, "a free slot", func() bool {
-		n.admission.mu.Lock()
-		defer n.admission.mu.Unlock()
-		return n.admission.networks[netip.MustParsePrefix("198.51.100.1/32")] == 1
-	})
+	const open = 6 // were admitted, before one of them closed
+	testkit.Eventually(t, "a free slot", func() bool { return n.admission.Count() == open-1 })
 	n.dial(fromAddress("198.51.100.1"))
 	if got := n.metric(`websocket_connections_total{result="too_many_address"}`); got != "3" {
 		t.Errorf("counted %q times", got)
@@ -71,7 +68,10 @@ func TestInternalPeersAreNotCountedByAddress(t *testing.T) {
 // Every count is released, however a connection ends.
 func TestEveryAdmissionSlotIsReleased(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		n := startKeyedNode(t, "", func(c *Config) { trustLoopback(c); c.MaxPerAddress, c.MaxConnections = 2, 3 })
+		n := startKeyedNode(t, "", func(c *Config) {
+			trustLoopback(c)
+			c.MaxPerAddress, c.MaxConnections, c.MaxPerUser, c.maxRejecting = 2, 3, 2, fewRejecting
+		})
 		for i := range 6 {
 			opts := fromAddress(fmt.Sprintf("198.51.100.%d", 1+i%2))
 			if i%2 == 0 {
@@ -92,18 +92,35 @@ func TestEveryAdmissionSlotIsReleased(t *testing.T) {
 		if err := n.CloseSockets(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eventually(t, "all connections to end", func() bool { return n.admission.count() == 0 })
-		n.expiry.mu.Lock()
-		for _, slot := range n.expiry.slots {
-			if len(slot) > 0 {
-				t.Error("a connection that ended is still on the timer wheel")
+		testkit.Eventually(t, "all connections to end", func() bool { return n.admission.Count() == 0 })
+		if left := n.expiry.Advance(time.Now().Add(24 * time.Hour)); len(left) > 0 {
+			t.Errorf("%d connections that ended are still on the timer wheel", len(left))
+		}
+		network := netip.MustParsePrefix("198.51.100.1/32")
+		var results []string
+		for range 3 {
+			slot := n.admission.Admit(network)
+			results = append(results, slot.Result())
+			defer slot.Release(nil)
+			if slot.CloseCode() == 0 && !slot.AssignUser("ann") {
+				t.Error("connections of ann that ended are still counted")
 			}
 		}
-		n.expiry.mu.Unlock()
-		n.admission.mu.Lock()
-		defer n.admission.mu.Unlock()
-		if r := n.admission; r.rejecting != 0 || len(r.networks) != 0 || len(r.users) != 0 {
-			t.Errorf("still counted: %+v", r)
+		if got := strings.Join(results, " "); got != "ok ok too_many_address" {
+			t.Errorf("an address was then admitted with %s, want the full limit", got)
+		}
+		another, rejected := n.admission.Admit(netip.Prefix{}), 1 // the third of the address
+		defer another.Release(nil)
+		for {
+			slot := n.admission.Admit(netip.Prefix{})
+			if slot == nil {
+				break
+			}
+			defer slot.Release(nil)
+			rejected++
+		}
+		if another.CloseCode() != 0 || rejected != fewRejecting {
+			t.Errorf("then the node admitted the next as %q and rejected %d; want ok and %d", another.Result(), rejected, fewRejecting)
 		}
 	})
 }
@@ -265,77 +282,30 @@ func TestAThousandIgnoredRefusalsCloseTheConnection(t *testing.T) {
 	})
 }
 
-// An addressedConn has an address of the test's choice and records that it was
-// closed.
-type addressedConn struct {
-	net.Conn
-	addr   string
-	closed bool
-}
-
-func (c *addressedConn) RemoteAddr() net.Addr {
-	a, _ := net.ResolveTCPAddr("tcp", c.addr)
-	return a
-}
-
-func (c *addressedConn) Close() error { c.closed = true; return nil }
-
-func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
-	const total, perAddress = 2048, 256 // docs/limits.md
-	n := startNode(t, func(c *Config) { c.TrustedProxies = prefixes("203.0.113.9/32") })
-	p := newHTTPConnLimiter(n.cfg.TrustedProxies, n.metrics.httpConnsRefused) // its own, so that only the test's connections are in it
-	open := func(addr string) *addressedConn {
-		c := &addressedConn{addr: addr}
-		p.onStateChange(c, http.StateNew)
-		return c
+// Connections that are no WebSocket are bounded by internal/admission, and those over a
+// bound are counted.
+func TestRefusedHTTPConnectionsAreCounted(t *testing.T) {
+	n := startNode(t, nil)
+	const perAddress = 256
+	for i := range perAddress + 1 {
+		n.public.ConnState(&peerConn{port: i}, http.StateNew)
 	}
-	var first *addressedConn
-	for i := range perAddress {
-		c := open(fmt.Sprintf("198.51.100.1:%d", 1000+i))
-		if c.closed {
-			t.Fatalf("connection %d of an address is closed", i)
-		}
-		if first == nil {
-			first = c
-		}
-	}
-	if c := open("198.51.100.1:9"); !c.closed {
-		t.Error("an address has more connections than its limit")
-	}
-	p.onStateChange(first, http.StateHijacked) // became a WebSocket
-	if c := open("198.51.100.1:9"); c.closed {
-		t.Error("a slot was not released")
-	}
-	if c := open("198.51.100.2:9"); c.closed {
-		t.Error("another address is refused")
-	}
-	var proxied []*addressedConn
-	for len(p.open) < total {
-		c := open("203.0.113.9:9") // many clients share a proxy
-		if c.closed {
-			t.Fatal("a proxy is counted by address")
-		}
-		proxied = append(proxied, c)
-	}
-	if c := open("198.51.100.3:9"); !c.closed {
-		t.Error("there are more connections than the limit")
-	}
-	for _, c := range proxied {
-		p.onStateChange(c, http.StateActive)
-		p.onStateChange(c, http.StateIdle)
-		p.onStateChange(c, http.StateClosed)
-		p.onStateChange(c, http.StateClosed)
-	}
-	if len(p.open) != perAddress+1 || len(p.networks) != 2 {
-		t.Errorf("%d open of %d addresses", len(p.open), len(p.networks))
-	}
-	if res, _ := n.call("GET", "/healthz", "", ""); res.StatusCode != http.StatusOK {
-		t.Errorf("%d", res.StatusCode)
-	}
-	if got := n.metric("http_connections_refused_total"); got != "2" {
+	if got := n.metric("http_connections_refused_total"); got != "1" {
 		t.Errorf("counted %q", got)
 	}
 }
+
+// A peerConn is a connection of one public address.
+type peerConn struct {
+	net.Conn
+	port int
+}
+
+func (c *peerConn) RemoteAddr() net.Addr {
+	return &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1), Port: c.port}
+}
+
+func (c *peerConn) Close() error { return nil }
 
 // A reader is slowed at twice the rates, so that rate_limited comes first. A rate
 // without a limit leaves frames without one.

@@ -87,21 +87,3 @@ func TestOperatorsGetProfiles(t *testing.T) {
 		}
 	}
 }
-
-// A browser or a CDN that has a file asks whether it has changed.
-func TestFilesAreRevalidatedByETag(t *testing.T) {
-	n := startNode(t, nil)
-	for _, path := range []string{"/", "/client.js", "/asyncapi.yaml"} {
-		get := func(tag string) *http.Response {
-			res, _ := n.request(http.MethodGet, path, http.Header{"If-None-Match": {tag}}, nil)
-			return res
-		}
-		first := get(`"another"`)
-		if tag := first.Header.Get("ETag"); first.StatusCode != http.StatusOK || tag == "" || get(tag).StatusCode != http.StatusNotModified {
-			t.Errorf("%s: %s with tag %q, and with that tag %d; want 200 and 304", path, first.Status, tag, get(tag).StatusCode)
-		}
-		if first.Header.Get("Cache-Control") != "no-cache" {
-			t.Errorf("%s may be used without revalidation", path)
-		}
-	}
-}

@@ -2,11 +2,11 @@ package http
 
 import (
 	"context"
-	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"switchyard/internal/admission"
 	"switchyard/internal/auth"
 	"switchyard/internal/drain"
 )
@@ -93,22 +93,22 @@ func TestABanDuringAHandshakeClosesTheConnection(t *testing.T) {
 // A stop that finds nobody connected may return at once: a handshake that looked at the
 // drain before the stop is counted, or refused.
 func TestNoHandshakeIsAdmittedAfterAStopFoundNobody(t *testing.T) {
-	cfg := Config{}
-	cfg.defaults()
-	for range 100 {
-		s := &Server{cfg: cfg, admission: newAdmission(&cfg), drain: new(drain.Node)}
-		u := &upgrader{server: s}
-		admitted := make(chan *admissionSlot, 1)
-		s.admission.mu.Lock()
-		go func() { admitted <- u.admit(&caller{}) }()
-		for range 10 { // in most rounds the handshake has looked at the drain after that
-			runtime.Gosched()
+	node := new(drain.Node)
+	s := &Server{admission: admission.NewCounter(admission.Limits{Connections: 1}), drain: node}
+	looked, found := false, 0
+	u := &upgrader{server: s, takesClients: func() bool {
+		takes := node.TakesClients()
+		if !looked { // the stop comes right after the handshake's first look
+			looked = true
+			s.Stop()
+			found = s.admission.Count()
 		}
-		s.Stop()
-		nobody := s.admission.connected == 0
-		s.admission.mu.Unlock()
-		if slot := <-admitted; slot != nil && nobody {
-			t.Fatal("a handshake was admitted after a stop found nobody connected")
-		}
+		return takes
+	}}
+	if slot := u.admit(&caller{}); slot != nil && found == 0 {
+		t.Error("a handshake was admitted after a stop found nobody connected")
+	}
+	if left := s.admission.Count(); left != 0 {
+		t.Errorf("%d connections are counted", left)
 	}
 }

@@ -6,11 +6,13 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"switchyard/internal/pages"
 )
 
 // routes returns the routes of the public listener.
 func (s *Server) routes(g *guard) http.Handler {
-	respond, calls, health, files := s.respond, newAPI(s), probes{s}, pages{indexPage(s.cfg.Open)}
+	respond, calls, health := s.respond, newAPI(s), probes{s}
 	r := chi.NewRouter()
 	r.Use(middleware.GetHead, g.withCallerInfo, respond.recoverPanics)
 	r.With(g.knownHost).Get("/ws", newUpgrader(s).upgrade) // not in countRequests, since it hijacks the connection
@@ -21,10 +23,9 @@ func (s *Server) routes(g *guard) http.Handler {
 		r.With(g.probeHost, g.internalOnly).Method(http.MethodGet, "/metrics", promhttp.HandlerFor(s.cfg.Gatherer, promhttp.HandlerOpts{}))
 		known := r.With(g.knownHost)
 		known.Route("/v1", calls.routes)
-		for _, f := range pageFiles() {
-			known.Get("/"+f, files.file(f))
+		for path, file := range pages.Handlers(s.cfg.Open) {
+			known.Get(path, file)
 		}
-		known.Get("/", files.file(pageName))
 		r.NotFound(respond.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))
 		r.MethodNotAllowed(respond.adapt(methodNotAllowed))
 	})

@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"switchyard/internal/admission"
 	"switchyard/internal/audit"
 	"switchyard/internal/auth"
 	"switchyard/internal/drain"
@@ -26,6 +27,7 @@ import (
 	"switchyard/internal/protocol"
 	"switchyard/internal/ratelimit"
 	"switchyard/internal/session"
+	"switchyard/internal/wheel"
 )
 
 // Config is what a server needs. Hub, Components, Verifier, Bans, Logger, LogLevel,
@@ -113,7 +115,7 @@ type Config struct {
 	Gatherer   prometheus.Gatherer
 
 	now          func() time.Duration // the clock of rate limits; tests have their own
-	maxRejecting int                  // see the constant; tests have their own
+	maxRejecting int                  // see admission.MaxRejecting; tests have their own
 }
 
 func (c *Config) defaults() {
@@ -126,7 +128,7 @@ func (c *Config) defaults() {
 	orInt(&c.QueueBytes, 1<<20)
 	orInt(&c.MaxConnections, 15000)
 	orInt(&c.MaxHandshakeRate, 500)
-	orInt(&c.maxRejecting, maxRejecting)
+	orInt(&c.maxRejecting, admission.MaxRejecting)
 	if c.Heartbeat <= 0 {
 		c.Heartbeat = 25 * time.Second
 	}
@@ -165,12 +167,12 @@ type Server struct {
 	cfg       Config
 	log       *slog.Logger
 	metrics   *metrics
-	admission *admission
+	admission *admission.Counter
 	auth      *authenticator
 	respond   *responder
 
 	frameLimits [rateKinds]ratelimit.Limit
-	expiry      expiryWheel
+	expiry      *wheel.Deadlines[*socket] // of tokens
 	audit       *audit.Log
 
 	started time.Time
@@ -178,7 +180,7 @@ type Server struct {
 	nextConnection atomic.Uint64 // numbers connections without a session
 	queuedBytes    atomic.Int64
 	tick           atomic.Int64
-	openSockets    openSockets
+	openSockets    wheel.Slots[*socket] // visited by heartbeatLoop
 	public         *http.Server
 	admin          *http.Server
 	stop           chan struct{}
@@ -196,9 +198,11 @@ type Server struct {
 func New(cfg Config) *Server {
 	cfg.defaults()
 	s := &Server{
-		cfg:         cfg,
-		log:         cfg.Logger.With("component", "http"),
-		admission:   newAdmission(&cfg),
+		cfg: cfg,
+		log: cfg.Logger.With("component", "http"),
+		admission: admission.NewCounter(admission.Limits{
+			Connections: cfg.MaxConnections, Rejecting: cfg.maxRejecting, PerUser: cfg.MaxPerUser, PerAddress: cfg.MaxPerAddress,
+		}),
 		auth:        &authenticator{verifier: cfg.Verifier, bans: cfg.Bans, queryToken: cfg.AuthQueryToken},
 		frameLimits: cfg.Rates.frameRates(cfg.MaxRooms),
 		started:     time.Now(),
@@ -208,16 +212,15 @@ func New(cfg Config) *Server {
 	s.audit = audit.New(cfg.Audit, cfg.Node, s.log, cfg.Registerer)
 	s.drain = newDrain(s)
 	s.sessions = newSessions(s)
-	s.openSockets.server = s
 	s.respond = &responder{log: s.log, metrics: s.metrics, audit: s.audit, isClosing: s.drain.IsClosing}
 	g := &guard{respond: s.respond, hosts: ingress.NewHosts(cfg.AllowedHosts), proxies: cfg.TrustedProxies}
 	s.public = s.newHTTPServer(s.routes(g))
-	s.public.ConnState = newHTTPConnLimiter(g.proxies, s.metrics.httpConnsRefused).onStateChange
+	s.public.ConnState = admission.NewHTTPConns(g.proxies.PeerNetwork, s.metrics.httpConnsRefused.Inc).OnStateChange
 	s.admin = s.newHTTPServer((&adminAPI{server: s, respond: s.respond}).routes(g))
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as its caller wants
-	s.expiry.start = s.started
-	s.loops.Go(func() { s.openSockets.loop(cfg.Heartbeat, s.stop) })
-	s.loops.Go(func() { s.expiry.loop(s.stop) })
+	s.expiry = wheel.NewDeadlines[*socket](s.started)
+	s.loops.Go(func() { s.heartbeatLoop(cfg.Heartbeat) })
+	s.loops.Go(s.expiryLoop)
 	s.loops.Go(func() { s.sessions.SaveLoop(s.stop) })
 	return s
 }

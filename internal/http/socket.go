@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -13,6 +11,7 @@ import (
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/admission"
 	"switchyard/internal/audit"
 	"switchyard/internal/auth"
 	"switchyard/internal/conn"
@@ -20,6 +19,7 @@ import (
 	"switchyard/internal/hub"
 	"switchyard/internal/protocol"
 	"switchyard/internal/session"
+	"switchyard/internal/wheel"
 )
 
 // maxMalformed is how many malformed frames in a row close a connection.
@@ -37,10 +37,9 @@ type socket struct {
 	remote    string
 	started   time.Time
 
-	admission *admissionSlot
+	admission *admission.Slot
 	identity  auth.Identity      // valid once identified is set
 	handshake protocol.Handshake // until then
-	deadline  deadline           // guarded by the expiry wheel's lock
 	// identified means that identity, client and session are set. They do not
 	// change after that, except for identity, which belongs to readLoop.
 	identified atomic.Bool
@@ -52,16 +51,17 @@ type socket struct {
 
 	moveReported bool // the client has reported how long its move took
 
-	handling atomic.Bool // a frame is being handled; read by the heartbeat
+	handling atomic.Bool // a frame is being handled; read by the heartbeat and the drain
 	// frameStartTick is the tick at which the frame that is being read began, 0 for
 	// none.
 	frameStartTick atomic.Int64
 	moveRequest    drain.MoveRequest // safe for concurrent use
 
-	heartbeatSlot, heartbeatIndex int // guarded by the lock of the heartbeat's slot
+	wheel.Deadline // of the token, or for the first one
+	wheel.Place    // among the server's openSockets
 }
 
-func newSocket(s *Server, ws *websocket.Conn, c *conn.Conn, r *http.Request, slot *admissionSlot) *socket {
+func newSocket(s *Server, ws *websocket.Conn, c *conn.Conn, r *http.Request, slot *admission.Slot) *socket {
 	from := callerOf(r)
 	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.Addr.String(), started: time.Now(), admission: slot}
 	return sock
@@ -177,7 +177,7 @@ func (sock *socket) handleFrame(frame []byte) error {
 	sock.server.metrics.countReceived(r.Type)
 	if err := sock.checkRates(&r, len(frame)); err != nil {
 		sock.sendError(&r, err)
-		if sock.ignoresRefusals() {
+		if sock.usage.ignoresRefusals() {
 			sock.conn.CloseWith(protocol.CloseRateLimited)
 			return errClosedByUs
 		}
@@ -200,7 +200,7 @@ func (sock *socket) handleFrame(frame []byte) error {
 
 // dispatch performs a valid request.
 func (sock *socket) dispatch(r *protocol.Request) {
-	err := sock.permit(r)
+	err := permit(&sock.identity, r)
 	switch {
 	case err != nil:
 	case r.Type == protocol.TypeMoved:
@@ -247,88 +247,4 @@ func (sock *socket) sendError(r *protocol.Request, err error) {
 		})
 	}
 	sock.conn.Send(e.Encode(r.Ref, r.Room, r.ID))
-}
-
-// end removes the client from everything and closes the connection.
-func (sock *socket) end(err error) {
-	s := sock.server
-	_, ours := sock.conn.CloseStatus()
-	endedByClient := !ours && websocket.CloseStatus(err) == websocket.StatusNormalClosure
-	moving := sock.isMoving()
-	sock.session.Detach(endedByClient)
-	if sock.client != nil {
-		sock.client.Close(endedByClient && !moving)
-	}
-	s.expiry.remove(sock)
-	s.sessions.Remove(sock.session)
-	s.openSockets.remove(sock)
-	if sock.isProtocolError(err) {
-		// The library ends on some frames without a close frame (an unmasked one).
-		sock.conn.CloseWith(protocol.CloseProtocol)
-	}
-	code, reason := sock.closeReason(err)
-	if _, ours := sock.conn.CloseStatus(); ours {
-		sock.awaitClose()
-	}
-	_ = sock.ws.CloseNow() // flushes and lingers (see conn.Close), then closes
-	s.metrics.active.Dec()
-	s.metrics.disconnections.WithLabelValues(reason).Inc()
-	if code != protocol.CloseNormal && code != protocol.CloseRestart && reason != reasonClient && reason != reasonLost {
-		s.cfg.Hub.CountError(reason)
-	}
-	if sock.moveRequest.IsMade() || code == protocol.CloseRestart {
-		s.drain.RecordEnd(code, reason == reasonClient)
-	}
-	took := time.Since(sock.started)
-	s.metrics.lifetime.Observe(took.Seconds())
-	s.log.LogAttrs(context.Background(), slog.LevelInfo, "connection ended",
-		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", sock.remote), slog.String("request_id", sock.requestID),
-		slog.Duration("duration", took), slog.Int("frames_in", sock.framesReceived), slog.Int64("bytes_out", sock.conn.SentBytes()))
-	sock.admission.release(sock)
-}
-
-// isProtocolError reports whether a read failed because of what the client sent,
-// and no close frame has been sent.
-func (sock *socket) isProtocolError(err error) bool {
-	var network net.Error
-	code, _ := sock.conn.CloseStatus()
-	return code == 0 && websocket.CloseStatus(err) == -1 && !errors.As(err, &network) &&
-		!errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, net.ErrClosed)
-}
-
-// awaitClose reads until the client has answered our close frame. The deadline of
-// the close frame bounds it.
-func (sock *socket) awaitClose() {
-	for {
-		_, r, err := sock.ws.Reader(context.Background())
-		if err != nil {
-			return
-		}
-		_, _ = io.Copy(io.Discard, r)
-	}
-}
-
-// The reasons of connections that the service did not close.
-const (
-	reasonClient = "client" // the client sent a close frame
-	reasonLost   = "lost"   // no close frame: cut, killed, or gone
-)
-
-// codeAbnormal means that there was no close frame (RFC 6455 §7.4.1).
-const codeAbnormal protocol.CloseCode = 1006
-
-// closeReason returns why a connection ended. The code is the one that the client
-// got or sent.
-func (sock *socket) closeReason(err error) (protocol.CloseCode, string) {
-	code, ours := sock.conn.CloseStatus()
-	if ours {
-		return code, code.Reason()
-	}
-	if status := websocket.CloseStatus(err); status != -1 {
-		return protocol.CloseCode(status), reasonClient
-	}
-	if code != 0 {
-		return code, code.Reason()
-	}
-	return codeAbnormal, reasonLost
 }

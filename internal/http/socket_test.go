@@ -177,7 +177,7 @@ func TestFramesSentWithTheHandshakeAreNotLost(t *testing.T) {
 // shrinkWriteBuffers makes the kernel buffer little for clients that do not read.
 // Otherwise it buffers megabytes, which take seconds to fill.
 func (n *node) shrinkWriteBuffers() {
-	n.openSockets.each(func(sock *socket) { _ = sock.conn.Conn.(*net.TCPConn).SetWriteBuffer(16 << 10) })
+	n.openSockets.Each(func(sock *socket) { _ = sock.conn.Conn.(*net.TCPConn).SetWriteBuffer(16 << 10) })
 }
 
 func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {

@@ -48,7 +48,7 @@ func (s *Server) Status() message.NodeStatus {
 		Version:           s.cfg.Version,
 		Ready:             !d.Draining && !s.missesComponent(),
 		Draining:          d.Draining,
-		Connections:       s.admission.count(),
+		Connections:       s.admission.Count(),
 		HandshakeRate:     rate,
 		HandshakesOfMoved: moved,
 		HandshakesRefused: refused,

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/admission"
 	"switchyard/internal/audit"
 	"switchyard/internal/conn"
 	"switchyard/internal/ingress"
@@ -97,12 +98,15 @@ type upgrader struct {
 	respond *responder
 	origins ingress.Origins
 	limiter *rate.Limiter // of handshakes
+	// takesClients reports whether the drain lets a handshake in.
+	takesClients func() bool
 }
 
 func newUpgrader(s *Server) *upgrader {
 	return &upgrader{
 		server: s, respond: s.respond, origins: ingress.NewOrigins(s.cfg.AllowedOrigins),
-		limiter: rate.NewLimiter(rate.Limit(s.cfg.MaxHandshakeRate), s.cfg.MaxHandshakeRate),
+		limiter:      rate.NewLimiter(rate.Limit(s.cfg.MaxHandshakeRate), s.cfg.MaxHandshakeRate),
+		takesClients: s.drain.TakesClients,
 	}
 }
 
@@ -135,23 +139,23 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	client, err := s.auth.authenticateHandshake(r.Context(), handshake, slot)
 	if err != nil {
-		slot.release(nil)
+		slot.Release(nil)
 		s.metrics.connections.WithLabelValues("refused").Inc()
 		u.respond.refuse(w, r, err)
 		return
 	}
 	sock := u.accept(w, r, slot)
 	if sock == nil {
-		slot.release(nil)
+		slot.Release(nil)
 		return
 	}
-	s.metrics.connections.WithLabelValues(slot.result).Inc()
+	s.metrics.connections.WithLabelValues(slot.Result()).Inc()
 	s.metrics.active.Inc()
 	sock.handshake = handshake
-	slot.register(sock)
+	slot.Register(sock)
 	u.serveSocket(sock, client)
 	sock.conn.Flush() // the handshake's answer, if no frame has followed it
-	s.openSockets.add(sock)
+	s.openSockets.Add(sock)
 	if s.drain.IsClosing() { // a drain may have closed all just before add
 		sock.conn.CloseWith(protocol.CloseRestart)
 	}
@@ -163,14 +167,14 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 // token, or closes it because it was rejected.
 func (u *upgrader) serveSocket(sock *socket, client clientIdentity) {
 	s := u.server
-	if sock.admission.closeCode != 0 {
+	if sock.admission.CloseCode() != 0 {
 		u.auditRejection(sock, client.identity.User, client.rejection)
-		sock.conn.CloseWith(sock.admission.closeCode)
+		sock.conn.CloseWith(sock.admission.CloseCode())
 		return
 	}
 	s.handshakes.count.Add(1)
 	if !client.known {
-		s.expiry.set(sock, time.Now().Add(s.cfg.AuthTimeout))
+		s.expiry.Set(sock, time.Now().Add(s.cfg.AuthTimeout))
 		return
 	}
 	sock.setIdentity(client.identity)
@@ -181,7 +185,7 @@ func (u *upgrader) serveSocket(sock *socket, client clientIdentity) {
 
 // accept performs the upgrade. It returns nil if the handshake was refused and
 // answered.
-func (u *upgrader) accept(w http.ResponseWriter, r *http.Request, slot *admissionSlot) *socket {
+func (u *upgrader) accept(w http.ResponseWriter, r *http.Request, slot *admission.Slot) *socket {
 	s := u.server
 	hj := &hijacker{ResponseWriter: w, server: s}
 	ws, err := websocket.Accept(hj, r, &websocket.AcceptOptions{
@@ -203,13 +207,13 @@ func (u *upgrader) accept(w http.ResponseWriter, r *http.Request, slot *admissio
 // admit returns a slot for a new connection, or nil if its handshake must be refused. A
 // slot is counted before the second look at the drain: a drain or a stop that begins
 // later finds it counted, and waits for it.
-func (u *upgrader) admit(c *caller) *admissionSlot {
-	if !u.server.drain.TakesClients() {
+func (u *upgrader) admit(c *caller) *admission.Slot {
+	if !u.takesClients() {
 		return nil
 	}
-	slot := u.server.admission.admit(c.Network)
-	if slot != nil && !u.server.drain.TakesClients() {
-		slot.release(nil)
+	slot := u.server.admission.Admit(c.Network)
+	if slot != nil && !u.takesClients() {
+		slot.Release(nil)
 		return nil
 	}
 	return slot
@@ -218,14 +222,14 @@ func (u *upgrader) admit(c *caller) *admissionSlot {
 // auditRejection records a connection that is closed right after its upgrade.
 func (u *upgrader) auditRejection(sock *socket, user, why string) {
 	event := audit.LimitReached
-	switch sock.admission.closeCode {
+	switch sock.admission.CloseCode() {
 	case protocol.CloseUnauthorized:
 		event = audit.TokenRefused
 	case protocol.CloseRemoved:
 		event = audit.RightRefused
 	}
 	if why == "" {
-		why = sock.admission.result
+		why = sock.admission.Result()
 	}
 	u.server.audit.Record(&audit.Line{Event: event, Actor: user, From: sock.remote, Subject: "GET /ws", Reason: why, RequestID: sock.requestID})
 }

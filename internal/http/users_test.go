@@ -24,7 +24,7 @@ func TestTooManyConnectionsOfAUser(t *testing.T) {
 	}
 	n.dial(withToken(tokenOf("bob", time.Hour, everyRoom)))
 	_ = first.ws.Close(websocket.StatusNormalClosure, "")
-	testkit.Eventually(t, "a free slot", func() bool { return len(n.admission.socketsOf("ann")) == 1 })
+	testkit.Eventually(t, "a free slot", func() bool { return n.admission.CountOf("ann") == 1 })
 	n.dial(ann)
 	if got := n.metric(`websocket_connections_total{result="too_many_user"}`); got != "1" {
 		t.Errorf("counted %q times", got)

@@ -1,0 +1,27 @@
+package pages
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"testing"
+)
+
+// A browser or a CDN that has a file asks whether it has changed.
+func TestFilesAreRevalidatedByETag(t *testing.T) {
+	all := Handlers(false)
+	for _, path := range []string{"/", "/client.js", "/asyncapi.yaml"} {
+		get := func(tag string) *httptest.ResponseRecorder {
+			r, w := httptest.NewRequest(http.MethodGet, path, nil), httptest.NewRecorder()
+			r.Header.Set("If-None-Match", tag)
+			all[path](w, r)
+			return w
+		}
+		first := get(`"another"`)
+		if tag := first.Header().Get("ETag"); first.Code != http.StatusOK || tag == "" || get(tag).Code != http.StatusNotModified {
+			t.Errorf("%s: %d with tag %q, and with that tag %d; want 200 and 304", path, first.Code, tag, get(tag).Code)
+		}
+		if first.Header().Get("Cache-Control") != "no-cache" {
+			t.Errorf("%s may be used without revalidation", path)
+		}
+	}
+}

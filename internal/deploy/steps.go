@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"switchyard/internal/stack"
@@ -142,7 +141,7 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 			}
 		}
 		if d.Deps.Clock.Now().After(limit) {
-			problems := describeProblems(s.Replicas[j.To])
+			problems := s.DescribeProblems(j.To)
 			if statusErr != nil {
 				problems += "; " + statusErr.Error()
 			}
@@ -153,17 +152,6 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 			return err
 		}
 	}
-}
-
-// describeProblems names each unhealthy replica and its problem.
-func describeProblems(replicas []stack.Replica) string {
-	var b strings.Builder
-	for _, r := range replicas {
-		if t := r.Problem(); t != "" {
-			fmt.Fprintf(&b, "; %s: %s", r.Name, t)
-		}
-	}
-	return b.String()
 }
 
 // smokeTest runs the smoke test on each replica of the new color.

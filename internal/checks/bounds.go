@@ -5,75 +5,63 @@ import (
 	"time"
 )
 
-// The bounds. A value beyond one gets its level, a value at the bound does not.
-// docs/monitoring.md lists them, and the alert rules in monitoring/prometheus/rules have
-// the same (TestTheAlertRulesHaveTheBounds).
-const (
-	// Traefik renews a certificate 30 days before its end: with 14 days left it has
-	// failed for two weeks. 3 days are a weekend, in which nobody may be there.
-	CertificateWarn = 14 * 24 * time.Hour
-	CertificateFail = 3 * 24 * time.Hour
+// A bound says beyond which values a finding is a warning or a failure. If fail is
+// less than warn, smaller values are worse. A value at a bound is not beyond it.
+type bound struct{ warn, fail float64 }
 
-	// Shares of a disk that are free. A full disk stops PostgreSQL, and less than 5%
-	// fill within hours.
-	DiskFreeWarn = 0.15
-	DiskFreeFail = 0.05
-	// A new image, its logs and the state of a deploy take up to 2 GiB.
-	MinDiskFree = uint64(2 << 30)
+var never = math.Inf(1)
 
-	// Used shares of the host's memory, and of a node's limit. At the limit the kernel
+// The bounds. docs/monitoring.md lists them, and the alert rules in
+// monitoring/prometheus/rules have the same (TestTheAlertRulesHaveTheBounds).
+var (
+	// Days until it expires. Traefik renews 30 days before: with 14 left it has failed
+	// for two weeks. 3 days are a weekend, in which nobody may be there.
+	certificateBound = bound{14, 3}
+	// Used share of a disk. A full one stops PostgreSQL, and 5% can fill within hours.
+	diskBound = bound{0.85, 0.95}
+	// Used share of the host's memory, and of a node's limit. At the limit the kernel
 	// kills, and a catch-up of many clients at once takes some percent.
-	MemoryWarn = 0.90
-	MemoryFail = 0.95
-	// A second color needs as much memory as the first one, a fifth more for the
-	// clients that reconnect, and a reserve.
-	secondColorReserve = int64(256 << 20)
+	memoryBound = bound{0.90, 0.95}
+	// Used share of the memory of Redis and the connections of PostgreSQL. At these limits
+	// clients get errors at once.
+	limitBound = bound{0.85, 0.95}
+	// Seconds that the standby is behind. The nodes' canaries write each second, so 30 s
+	// is no pause between writes. Five minutes it does not catch up by itself.
+	standbyBound = bound{30, 300}
+	// Of processes per core: some wait; three times as many as can run.
+	loadBound = bound{1, 3}
+	// Seconds: log lines get out of order; tokens are refused.
+	clockBound = bound{0.1, 1}
+	// Seconds, the p99 of many hours: the objective of a delivery; users notice.
+	nightLatencyBound = bound{0.1, 1}
+	// Any; so many that it was no single fault.
+	serverErrorsBound = bound{0, 1000}
+	// The bad network of some clients is normal, and so are repairs after a restart.
+	slowClientsBound = bound{100, never}
+	repairsBound     = bound{10_000, never}
+	// Seconds: a restart of Redis takes less; presence was wrong for long.
+	brokerDownBound = bound{5, 600}
+	anyBound        = bound{0, never}
+	unbounded       = bound{never, never}
+)
 
-	// Used shares of limits at which clients get errors at once: the memory of Redis, the
-	// connections of PostgreSQL. Unlike memory they do not come back by themselves.
-	LimitWarn = 0.85
-	LimitFail = 0.95
-
-	// How far the standby is behind. The nodes' canaries write each second, so 30 s is no
-	// pause between writes. Five minutes it does not catch up by itself.
-	StandbyLagWarn = 30 * time.Second
-	StandbyLagFail = 5 * time.Minute
-
-	// Ages of backups: a backup a day and two hours for its run, a verification a week
-	// and a day, and WAL segments, of which archive_timeout makes one a minute.
+const (
+	// The failure bounds of ages of backups: a backup a day and two hours for its run, a
+	// verification a week and a day, and a WAL segment each minute (archive_timeout).
 	MaxBackupAge       = 26 * time.Hour
 	MaxVerificationAge = 8 * 24 * time.Hour
 	MaxWALAge          = 10 * time.Minute
-
+	// A new image, its logs and the state of a deploy take up to 2 GiB of a disk.
+	minDiskFree = uint64(2 << 30)
+	// A second color needs as much memory as the first one, a fifth more for the clients
+	// that reconnect, and a reserve.
+	secondColorReserve = int64(256 << 20)
 	// Of this span are the errors that count as present ones.
 	recentErrorsSpan = 5 * time.Minute
 	// Docker stops a container this much after a drain had to end.
 	stopReserve = 30 * time.Second
 	// Files that a process opens beside those of its clients.
 	openFilesReserve = 1024
-)
-
-// A bound says beyond which values a finding is a warning or a failure. If fail is
-// less than warn, smaller values are worse.
-type bound struct{ warn, fail float64 }
-
-var never = math.Inf(1)
-
-var (
-	unbounded         = bound{never, never}
-	certificateBound  = bound{CertificateWarn.Hours() / 24, CertificateFail.Hours() / 24}
-	diskBound         = bound{1 - DiskFreeWarn, 1 - DiskFreeFail}
-	memoryBound       = bound{MemoryWarn, MemoryFail}
-	limitBound        = bound{LimitWarn, LimitFail}
-	standbyBound      = bound{StandbyLagWarn.Seconds(), StandbyLagFail.Seconds()}
-	loadBound         = bound{1, 3}       // of a core: processes wait; three times as many as can run
-	clockBound        = bound{0.1, 1}     // seconds: log lines get out of order; tokens are refused early
-	nightLatencyBound = bound{0.1, 1}     // seconds, p99 of many hours: the objective of a delivery; users notice
-	serverErrorsBound = bound{0, 1000}    // any; so many that it was no single fault
-	slowClientsBound  = bound{100, never} // a bad network of some clients is normal
-	repairsBound      = bound{10_000, never}
-	brokerDownBound   = bound{5, 600} // seconds: a restart of Redis takes less; nobody had presence
-	anyBound          = bound{0, never}
 )
 
 func (b bound) level(v float64) Level {

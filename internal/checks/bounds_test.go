@@ -69,7 +69,7 @@ func TestTheConstantsAreThoseOfTheDocuments(t *testing.T) {
 		name      string
 		got, want any
 	}{
-		{"MinDiskFree", MinDiskFree, uint64(2 << 30)}, {"secondColorReserve", secondColorReserve, int64(256 << 20)},
+		{"minDiskFree", minDiskFree, uint64(2 << 30)}, {"secondColorReserve", secondColorReserve, int64(256 << 20)},
 		{"MaxBackupAge", MaxBackupAge, 26 * time.Hour}, {"MaxVerificationAge", MaxVerificationAge, 192 * time.Hour}, {"MaxWALAge", MaxWALAge, 10 * time.Minute},
 		{"recentErrorsSpan", recentErrorsSpan, 5 * time.Minute}, {"stopReserve", stopReserve, 30 * time.Second}, {"openFilesReserve", openFilesReserve, 1024},
 	} {
@@ -84,11 +84,11 @@ func TestTheConstantsAreThoseOfTheDocuments(t *testing.T) {
 // are warnings.
 func TestTheAlertRulesHaveTheBounds(t *testing.T) {
 	want := map[string]float64{
-		"CertificateExpiry warning": -CertificateWarn.Seconds(), "CertificateExpiry critical": -CertificateFail.Seconds(),
-		"DiskSpaceLow warning": -DiskFreeWarn, "DiskSpaceLow critical": -DiskFreeFail,
-		"HighMemoryUsage warning": MemoryWarn, "ContainerMemory warning": MemoryWarn,
-		"RedisMemory warning": LimitWarn, "PostgresConnections warning": LimitWarn,
-		"StandbyBehind warning": StandbyLagWarn.Seconds(),
+		"CertificateExpiry warning": -certificateBound.warn * 86400, "CertificateExpiry critical": -certificateBound.fail * 86400,
+		"DiskSpaceLow warning": diskBound.warn - 1, "DiskSpaceLow critical": diskBound.fail - 1,
+		"HighMemoryUsage warning": memoryBound.warn, "ContainerMemory warning": memoryBound.warn,
+		"RedisMemory warning": limitBound.warn, "PostgresConnections warning": limitBound.warn,
+		"StandbyBehind warning": standbyBound.warn,
 		"BackupTooOld warning":  MaxBackupAge.Seconds(), "BackupUnverified warning": MaxVerificationAge.Seconds(), "WalArchiveFailing warning": MaxWALAge.Seconds(),
 	}
 	// The last comparison with a number other than 0, such as "< 14 * 86400".
@@ -148,9 +148,9 @@ func TestTheBoundsAreDocumented(t *testing.T) {
 	days := func(d time.Duration) string { return fmt.Sprintf("%.0f days", d.Hours()/24) }
 	percent := func(share float64) string { return fmt.Sprintf("%.0f%%", 100*share) }
 	for _, row := range [][2]string{
-		{days(CertificateWarn), days(CertificateFail)}, {percent(DiskFreeWarn), percent(DiskFreeFail)},
-		{percent(MemoryWarn), percent(MemoryFail)}, {percent(LimitWarn), percent(LimitFail)},
-		{fmt.Sprintf("%.0f s", StandbyLagWarn.Seconds()), fmt.Sprintf("%.0f min", StandbyLagFail.Minutes())},
+		{fmt.Sprintf("%.0f days", certificateBound.warn), fmt.Sprintf("%.0f days", certificateBound.fail)}, {percent(1 - diskBound.warn), percent(1 - diskBound.fail)},
+		{percent(memoryBound.warn), percent(memoryBound.fail)}, {percent(limitBound.warn), percent(limitBound.fail)},
+		{fmt.Sprintf("%.0f s", standbyBound.warn), fmt.Sprintf("%.0f min", standbyBound.fail/60)},
 		{"–", fmt.Sprintf("%.0f hours", MaxBackupAge.Hours())}, {"–", days(MaxVerificationAge)}, {"–", fmt.Sprintf("%.0f min", MaxWALAge.Minutes())},
 	} {
 		if cells := " | " + row[0] + " | " + row[1] + " |"; !strings.Contains(page, cells) {

@@ -89,9 +89,12 @@ type Facts struct {
 	// not be listed.
 	Containers    []stack.Container
 	ContainersErr error
-	Snapshot      stack.Snapshot
-	Route         stack.Route
-	RouteErr      error
+	// Config is the compose file, unless ConfigErr says why it can't be read.
+	Config    *stack.Config
+	ConfigErr error
+	Snapshot  stack.Snapshot
+	Route     stack.Route
+	RouteErr  error
 
 	// Lookback is the span that the check "night" covers.
 	Lookback time.Duration
@@ -105,7 +108,7 @@ type Facts struct {
 	ErrorSamples int
 }
 
-// Collect reads the containers, replicas and the route of a stack.
+// Collect reads the compose file, the containers, replicas and the route of a stack.
 func Collect(ctx context.Context, s *stack.Stack, replicas *stack.Replicas) (*Facts, error) {
 	f := &Facts{Stack: s, Traefik: replicas.Traefik, Prometheus: s.Prometheus(), Metrics: NewHostMetrics(s)}
 	var err error
@@ -115,6 +118,7 @@ func Collect(ctx context.Context, s *stack.Stack, replicas *stack.Replicas) (*Fa
 	if f.Snapshot, err = replicas.Inspect(ctx); err != nil {
 		return nil, err
 	}
+	f.Config, f.ConfigErr = s.Config(ctx)
 	f.Route, f.RouteErr = replicas.Traefik.Route(ctx)
 	return f, nil
 }
@@ -129,20 +133,31 @@ func (f *Facts) now() time.Time {
 // A Check is one question about a stack.
 type Check struct {
 	Name string
-	// Run returns at least one finding. It may be called concurrently.
+	// Run returns the findings, none if another check reports the same. It may be called
+	// concurrently.
 	Run func(ctx context.Context, f *Facts) []Finding
 }
 
 // all are the checks of a stack.
 var all = []Check{
 	// What the command reads itself, at this moment:
-	{"compose", composeFile}, {"traefik", traefikFiles}, {"components", components}, {"live", liveColor},
+	{"compose", withConfig(composeFile)}, {"traefik", traefikFiles}, {"components", withConfig(components)}, {"live", liveColor},
 	{"disk", disk}, {"memory", memoryForSecondColor}, {"certificate", certificate}, {"dns", dns},
 	{"metrics", scrapedReplicas}, {"alerting", alerting}, {"alerts", alerts}, {"errors", recentErrors},
-	{"redis", redis}, {"replica", standby}, {"backup", verifiedBackup}, {"drain", drainBudget}, {"nofile", openFiles},
+	{"redis", redis}, {"replica", standby}, {"backup", verifiedBackup}, {"drain", withConfig(drainBudget)}, {"nofile", openFiles},
 	{"containers", containers}, {"backups", backups},
 	// What Prometheus measures:
 	{"targets", targets}, {"system", system}, {"night", night},
+}
+
+// withConfig fails a check that reads the compose file if that can't be read.
+func withConfig(run func(*Facts, *stack.Config) []Finding) func(context.Context, *Facts) []Finding {
+	return func(_ context.Context, f *Facts) []Finding {
+		if f.ConfigErr != nil {
+			return Failed(f.ConfigErr)
+		}
+		return run(f, f.Config)
+	}
 }
 
 // Select returns the checks with these names, in that order.

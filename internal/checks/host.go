@@ -43,7 +43,7 @@ type diskSpace struct {
 func judgeDisks(disks []diskSpace) (findings []Finding) {
 	for _, d := range disks {
 		level := diskBound.level(1 - float64(d.free)/float64(d.size))
-		if d.free < MinDiskFree {
+		if d.free < minDiskFree {
 			level = Fail
 		}
 		if level != OK {

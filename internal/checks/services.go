@@ -16,11 +16,7 @@ import (
 )
 
 // composeFile checks that the compose file is valid and has both colors.
-func composeFile(ctx context.Context, f *Facts) []Finding {
-	config, err := f.Stack.Config(ctx)
-	if err != nil {
-		return Failed(err)
-	}
+func composeFile(f *Facts, config *stack.Config) []Finding {
 	for _, c := range stack.Colors {
 		if _, ok := config.Services[c.ComposeService()]; !ok {
 			return Failf("%s has no service %s", f.Stack.File, c.ComposeService())
@@ -71,11 +67,7 @@ func FollowsRoute(route stack.Route, traefik stack.BalancerStatus) []Finding {
 
 // components checks that all services of the compose file run and are healthy. The colors
 // are checked by liveColor.
-func components(ctx context.Context, f *Facts) []Finding {
-	config, err := f.Stack.Config(ctx)
-	if err != nil {
-		return Failed(err)
-	}
+func components(f *Facts, config *stack.Config) []Finding {
 	var expected []stack.Container
 	for _, name := range slices.Sorted(maps.Keys(config.Services)) {
 		c := stack.Container{Name: name, Service: name, Status: "it is not there"}
@@ -155,18 +147,13 @@ func LiveColorServes(s stack.Snapshot, live stack.Color) []Finding {
 
 // drainBudget checks that stopping a replica leaves time for a drain, and that a
 // drain can move all present clients.
-func drainBudget(ctx context.Context, f *Facts) []Finding {
-	config, err := f.Stack.Config(ctx)
-	if err != nil {
-		return Failed(err)
-	}
+func drainBudget(f *Facts, config *stack.Config) []Finding {
 	service := config.Services[stack.Blue.ComposeService()]
 	budget := map[string]time.Duration{"DRAIN_TIMEOUT": 25 * time.Second, "DRAIN_WINDOW": 10 * time.Second}
-	for name := range budget {
-		if v := service.Environment[name]; v != "" {
-			if budget[name], err = time.ParseDuration(v); err != nil {
-				return Failf("%s: %v", name, err)
-			}
+	for name, byDefault := range budget {
+		var err error
+		if budget[name], err = time.ParseDuration(cmp.Or(service.Environment[name], byDefault.String())); err != nil {
+			return Failf("%s: %v", name, err)
 		}
 	}
 	grace, err := time.ParseDuration(cmp.Or(service.StopGracePeriod, "10s"))

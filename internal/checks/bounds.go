@@ -45,12 +45,16 @@ var (
 	unbounded       = bound{never, never}
 )
 
+// The failure bounds of ages of backups: a backup a day and two hours for its run, a
+// verification a week and a day, and a WAL segment each minute (archive_timeout).
 const (
-	// The failure bounds of ages of backups: a backup a day and two hours for its run, a
-	// verification a week and a day, and a WAL segment each minute (archive_timeout).
 	MaxBackupAge       = 26 * time.Hour
 	MaxVerificationAge = 8 * 24 * time.Hour
 	MaxWALAge          = 10 * time.Minute
+)
+
+// Bounds that only a deploy has.
+const (
 	// A new image, its logs and the state of a deploy take up to 2 GiB of a disk.
 	minDiskFree = uint64(2 << 30)
 	// A second color needs as much memory as the first one, a fifth more for the clients

@@ -55,7 +55,7 @@ type Traffic interface {
 // Probes act as clients do.
 type Probes interface {
 	// Smoke joins, publishes, receives and resumes.
-	Smoke(ctx context.Context, t Target) error
+	Smoke(ctx context.Context, t checks.Target) error
 	// Verify runs many clients for d, checks what they received, and returns the
 	// p95 from a publish to its ack.
 	Verify(ctx context.Context, d time.Duration) (time.Duration, error)
@@ -82,13 +82,6 @@ type Clock interface {
 	Now() time.Time
 	// Sleep waits for d, or returns ctx's error when ctx ends first.
 	Sleep(ctx context.Context, d time.Duration) error
-}
-
-// A Target is where a probe connects: to Replica, or from outside through the
-// balancer when Replica is nil. The server that answers must be of the deployment.
-type Target struct {
-	Replica    *stack.Replica
-	Deployment string
 }
 
 // HostClock implements Clock with the host's clock.

@@ -286,7 +286,7 @@ func (m *modelEnv) Status(context.Context) (stack.BalancerStatus, error) {
 	return stack.BalancerStatus{Route: m.balancerRoute, ServersUp: map[stack.Color]int{stack.Blue: s.CountServing(stack.Blue), stack.Green: s.CountServing(stack.Green)}}, m.routeErr
 }
 
-func (m *modelEnv) Smoke(_ context.Context, t Target) error {
+func (m *modelEnv) Smoke(_ context.Context, t checks.Target) error {
 	defer m.trackCall()()
 	m.smokeTests++
 	if t.Replica != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -161,7 +162,7 @@ func (d *Deployer) smokeTest(ctx context.Context, j *Journal) error {
 		return err
 	}
 	for _, r := range s.Running(j.To) {
-		if err := d.Deps.Probes.Smoke(ctx, Target{Replica: &r, Deployment: j.ID}); err != nil {
+		if err := d.Deps.Probes.Smoke(ctx, checks.Target{Replica: &r, Deployment: j.ID}); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -283,7 +284,7 @@ func (d *Deployer) setRoute(ctx context.Context, r stack.Route) error {
 // checkFromOutside tests the service as a user reaches it, through the balancer.
 func (d *Deployer) checkFromOutside(ctx context.Context, j *Journal) (string, error) {
 	var latencyNote string
-	err := d.Deps.Probes.Smoke(ctx, Target{Deployment: j.ID})
+	err := d.Deps.Probes.Smoke(ctx, checks.Target{Deployment: j.ID})
 	if err == nil {
 		err = d.Deps.Probes.LoadPage(ctx)
 	}

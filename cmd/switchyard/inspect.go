@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/inspect"
 	"switchyard/internal/stack"
 )
@@ -85,9 +86,9 @@ run.`,
 	}
 	f.add(c, 12*time.Hour)
 	flags := c.Flags()
-	flags.DurationVar(&r.MaxBackupAge, "max-backup-age", 26*time.Hour, "how old the newest backup may be")
-	flags.DurationVar(&r.MaxProofAge, "max-proof-age", 8*24*time.Hour, "how old the newest proof of a backup may be")
-	flags.DurationVar(&r.MaxWALAge, "max-wal-age", 10*time.Minute, "how old the newest segment of the WAL archive may be")
+	flags.DurationVar(&r.MaxBackupAge, "max-backup-age", checks.MaxBackupAge, "how old the newest backup may be")
+	flags.DurationVar(&r.MaxProofAge, "max-proof-age", checks.MaxVerificationAge, "how old the newest proof of a backup may be")
+	flags.DurationVar(&r.MaxWALAge, "max-wal-age", checks.MaxWALAge, "how old the newest segment of the WAL archive may be")
 	return c
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/deploy"
 	"switchyard/internal/stack"
 )
@@ -76,7 +77,7 @@ fails.`,
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 1 {
-				o := &deploy.Prober{Stack: &stack.Stack{TokenFile: f.tokenFile}}
+				o := &checks.Prober{Stack: &stack.Stack{TokenFile: f.tokenFile}}
 				return f.printProbe(c, args[0], o.SmokeURL(c.Context(), args[0]))
 			}
 			return f.smokeStack(c)
@@ -92,18 +93,18 @@ func (f *stackFlags) smokeStack(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	o := &deploy.Prober{Stack: s}
+	o := &checks.Prober{Stack: s}
 	snapshot, err := s.Replicas().Inspect(c.Context())
 	if err != nil {
 		return err
 	}
-	result := f.printProbe(c, s.Balancer().URL("wss", "/ws"), o.Smoke(c.Context(), deploy.Target{}))
+	result := f.printProbe(c, s.Balancer().URL("wss", "/ws"), o.Smoke(c.Context(), checks.Target{}))
 	for _, color := range stack.Colors {
 		for _, r := range snapshot.Running(color) {
 			if !r.Serves() {
 				continue
 			}
-			if err := f.printProbe(c, r.Name, o.Smoke(c.Context(), deploy.Target{Replica: &r, Deployment: r.Deployment})); err != nil {
+			if err := f.printProbe(c, r.Name, o.Smoke(c.Context(), checks.Target{Replica: &r, Deployment: r.Deployment})); err != nil {
 				result = err
 			}
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/deploy"
 	"switchyard/internal/load"
 	"switchyard/internal/stack"
@@ -89,7 +90,7 @@ func (f *stackFlags) openLocked(c *cobra.Command) (*lockedStack, error) {
 	return &lockedStack{stack: s, replicas: replicas, settings: settings, lock: lock, deployer: &deploy.Deployer{
 		Deps: deploy.Dependencies{
 			Containers: replicas, Clients: replicas, Images: stack.Images{Stack: s}, Traffic: replicas.Traefik,
-			Probes: &deploy.Prober{Stack: s, Verifier: measureAckLatency}, Metrics: deploy.NewHostMetrics(s), Records: records, Clock: deploy.HostClock{},
+			Probes: &checks.Prober{Stack: s, Verifier: measureAckLatency}, Metrics: checks.NewHostMetrics(s), Records: records, Clock: deploy.HostClock{},
 		},
 		State: deploy.StateDir{Dir: s.StateDir()}, Settings: settings, Report: f.reporter(c.OutOrStdout()),
 	}}, nil

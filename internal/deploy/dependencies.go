@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -54,7 +55,7 @@ type Traffic interface {
 // Probes act as clients do.
 type Probes interface {
 	// Smoke joins, publishes, receives and resumes.
-	Smoke(ctx context.Context, t Target) error
+	Smoke(ctx context.Context, t checks.Target) error
 	// Verify runs many clients for d, checks what they received, and returns the
 	// p95 from a publish to its ack.
 	Verify(ctx context.Context, d time.Duration) (time.Duration, error)
@@ -64,7 +65,7 @@ type Probes interface {
 
 // Metrics returns what the replicas of a deployment measured in the last span.
 type Metrics interface {
-	Window(ctx context.Context, deployment string, span time.Duration) (MetricsWindow, error)
+	Window(ctx context.Context, deployment string, span time.Duration) (checks.MetricsWindow, error)
 }
 
 // Records saves diagnostics and sends notifications.
@@ -81,45 +82,6 @@ type Clock interface {
 	Now() time.Time
 	// Sleep waits for d, or returns ctx's error when ctx ends first.
 	Sleep(ctx context.Context, d time.Duration) error
-}
-
-// A Target is where a probe connects: to Replica, or from outside through the
-// balancer when Replica is nil. The server that answers must be of the deployment.
-type Target struct {
-	Replica    *stack.Replica
-	Deployment string
-}
-
-// A MetricsWindow adds up the metrics of a deployment's replicas over a span of
-// time.
-type MetricsWindow struct {
-	// Operations counts frames, handshakes and requests. Errors counts those of
-	// them that failed through a fault of the service, not of the client.
-	Operations float64 `json:"operations"`
-	Errors     float64 `json:"errors"`
-	// Publishes counts the publishes with a known duration, and P95 is the 95th
-	// percentile of these durations.
-	Publishes float64       `json:"publishes"`
-	P95       time.Duration `json:"p95"`
-	// StoreFailed counts the publications that the log refused, canaries included,
-	// and CanaryP95 is the 95th percentile of the canaries' durations. A drained
-	// color has both.
-	StoreFailed float64       `json:"store_failed"`
-	CanaryP95   time.Duration `json:"canary_p95"`
-	// Memory is the largest share of the memory limit that a replica uses
-	// (resident memory), from 0 to 1, and 0 when there is no limit.
-	Memory float64 `json:"memory"`
-	// Replicas is how many replicas have metrics.
-	Replicas int `json:"seen"`
-}
-
-// ErrorRatio returns the share of operations that failed through a fault of the
-// service, from 0 to 1.
-func (w MetricsWindow) ErrorRatio() float64 {
-	if w.Operations == 0 {
-		return 0
-	}
-	return w.Errors / w.Operations
 }
 
 // HostClock implements Clock with the host's clock.

@@ -189,7 +189,7 @@ func (d *Deployer) planDeploy(ctx context.Context, ref string) (*Journal, error)
 	now := d.Deps.Clock.Now().UTC()
 	j := &Journal{Image: image, From: from, To: from.Other(), Started: now}
 	j.ID = now.Format("20060102T150405Z") + "-" + string(j.To)
-	j.Old = currentSpec(from, snapshot)
+	j.Old = snapshot.Spec(from)
 	if j.Replicas = d.Settings.Replicas; j.Replicas == 0 {
 		j.Replicas = j.Old.Replicas
 	}
@@ -197,16 +197,6 @@ func (d *Deployer) planDeploy(ctx context.Context, ref string) (*Journal, error)
 		j.Replicas = 3
 	}
 	return j, nil
-}
-
-// currentSpec returns the spec that a color runs now. It has no replicas if the
-// color does not run.
-func currentSpec(c stack.Color, s stack.Snapshot) stack.ColorSpec {
-	l := stack.ColorSpec{Color: c, Replicas: len(s.Running(c))}
-	if l.Replicas > 0 {
-		l.Image, l.Deployment = s.Running(c)[0].Image, s.Running(c)[0].Deployment
-	}
-	return l
 }
 
 // runSteps runs the steps that are not done yet, in order.

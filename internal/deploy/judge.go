@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -157,7 +158,7 @@ func (jd *judge) suppress(t Trigger, reason, oldReason string) {
 }
 
 // judgeWindow judges a window of metrics of both colors.
-func (jd *judge) judgeWindow(new, old MetricsWindow, at time.Time) error {
+func (jd *judge) judgeWindow(new, old checks.MetricsWindow, at time.Time) error {
 	fault, slow := jd.judgeOldWindow(old)
 	if fault != "" {
 		jd.oldFault = observedFault{fault, at}
@@ -215,7 +216,7 @@ func (jd *judge) slowThreshold() time.Duration {
 // judgeOldWindow describes the fault and the slowness of the old color's window,
 // each "" if there is none. A drained color has no clients, but its canaries pass
 // through the same database and broker.
-func (jd *judge) judgeOldWindow(old MetricsWindow) (fault, slow string) {
+func (jd *judge) judgeOldWindow(old checks.MetricsWindow) (fault, slow string) {
 	t, bound := jd.settings.Triggers, jd.slowThreshold()
 	if b := jd.journal.Baseline; b != nil {
 		bound = max(bound, time.Duration(t.SlowTimes*float64(b.CanaryP95)))

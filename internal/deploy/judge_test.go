@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -18,7 +19,7 @@ import (
 func testJudge() *judge {
 	j := &Journal{
 		ID: "new", From: stack.Blue, To: stack.Green, Replicas: 3, Old: stack.ColorSpec{Color: stack.Blue, Deployment: "old", Replicas: 3},
-		Baseline: &MetricsWindow{Publishes: 1000, P95: 40 * time.Millisecond, CanaryP95: 5 * time.Millisecond}, ClientsBeforeMove: 1000,
+		Baseline: &checks.MetricsWindow{Publishes: 1000, P95: 40 * time.Millisecond, CanaryP95: 5 * time.Millisecond}, ClientsBeforeMove: 1000,
 	}
 	return newJudge(DefaultSettings(), j)
 }
@@ -116,27 +117,27 @@ func TestACrashFires(t *testing.T) {
 // The bounds of the metrics are those of the documentation: a value on the bound
 // is tolerated, one beyond it fires.
 func TestTheBoundsOfAWindow(t *testing.T) {
-	slow := MetricsWindow{Operations: 1000, Publishes: 100, P95: 81 * time.Millisecond} // over 2 x 40 ms
+	slow := checks.MetricsWindow{Operations: 1000, Publishes: 100, P95: 81 * time.Millisecond} // over 2 x 40 ms
 	for name, tt := range map[string]struct {
-		windows []MetricsWindow
+		windows []checks.MetricsWindow
 		change  func(*judge)
 		want    Trigger
 	}{
-		"5% errors":                    {windows: []MetricsWindow{{Operations: 1000, Errors: 50}}},
-		"5.1% errors":                  {windows: []MetricsWindow{{Operations: 1000, Errors: 51}}, want: TriggerErrors},
-		"all of 19 operations fail":    {windows: []MetricsWindow{{Operations: 19, Errors: 19}}},
-		"all of 20 operations fail":    {windows: []MetricsWindow{{Operations: 20, Errors: 20}}, want: TriggerErrors},
-		"90% of the memory":            {windows: []MetricsWindow{{Memory: .9}}},
-		"91% of the memory":            {windows: []MetricsWindow{{Memory: .91}}, want: TriggerMemory},
-		"one slow window":              {windows: []MetricsWindow{slow}},
-		"two slow windows":             {windows: []MetricsWindow{slow, slow}, want: TriggerSlow},
-		"a fast window between":        {windows: []MetricsWindow{slow, {Publishes: 100, P95: time.Millisecond}, slow}},
-		"twice the baseline":           {windows: []MetricsWindow{{Publishes: 100, P95: 80 * time.Millisecond}, {Publishes: 100, P95: 80 * time.Millisecond}}},
-		"99 slow publishes":            {windows: []MetricsWindow{slow, {Publishes: 99, P95: time.Second}}},
-		"under the floor of 50 ms":     {windows: []MetricsWindow{{Publishes: 100, P95: 50 * time.Millisecond}, {Publishes: 100, P95: 50 * time.Millisecond}}, change: quickBaseline},
-		"over the floor of 50 ms":      {windows: []MetricsWindow{{Publishes: 100, P95: 51 * time.Millisecond}, {Publishes: 100, P95: 51 * time.Millisecond}}, change: quickBaseline, want: TriggerSlow},
-		"a baseline of few publishes":  {windows: []MetricsWindow{slow, slow}, change: func(g *judge) { g.journal.Baseline.Publishes, g.journal.Baseline.P95 = 99, time.Second }, want: TriggerSlow},
-		"a trigger that is turned off": {windows: []MetricsWindow{{Memory: .91}}, change: func(g *judge) { g.settings.Triggers.Disabled = []Trigger{TriggerMemory} }},
+		"5% errors":                    {windows: []checks.MetricsWindow{{Operations: 1000, Errors: 50}}},
+		"5.1% errors":                  {windows: []checks.MetricsWindow{{Operations: 1000, Errors: 51}}, want: TriggerErrors},
+		"all of 19 operations fail":    {windows: []checks.MetricsWindow{{Operations: 19, Errors: 19}}},
+		"all of 20 operations fail":    {windows: []checks.MetricsWindow{{Operations: 20, Errors: 20}}, want: TriggerErrors},
+		"90% of the memory":            {windows: []checks.MetricsWindow{{Memory: .9}}},
+		"91% of the memory":            {windows: []checks.MetricsWindow{{Memory: .91}}, want: TriggerMemory},
+		"one slow window":              {windows: []checks.MetricsWindow{slow}},
+		"two slow windows":             {windows: []checks.MetricsWindow{slow, slow}, want: TriggerSlow},
+		"a fast window between":        {windows: []checks.MetricsWindow{slow, {Publishes: 100, P95: time.Millisecond}, slow}},
+		"twice the baseline":           {windows: []checks.MetricsWindow{{Publishes: 100, P95: 80 * time.Millisecond}, {Publishes: 100, P95: 80 * time.Millisecond}}},
+		"99 slow publishes":            {windows: []checks.MetricsWindow{slow, {Publishes: 99, P95: time.Second}}},
+		"under the floor of 50 ms":     {windows: []checks.MetricsWindow{{Publishes: 100, P95: 50 * time.Millisecond}, {Publishes: 100, P95: 50 * time.Millisecond}}, change: quickBaseline},
+		"over the floor of 50 ms":      {windows: []checks.MetricsWindow{{Publishes: 100, P95: 51 * time.Millisecond}, {Publishes: 100, P95: 51 * time.Millisecond}}, change: quickBaseline, want: TriggerSlow},
+		"a baseline of few publishes":  {windows: []checks.MetricsWindow{slow, slow}, change: func(g *judge) { g.journal.Baseline.Publishes, g.journal.Baseline.P95 = 99, time.Second }, want: TriggerSlow},
+		"a trigger that is turned off": {windows: []checks.MetricsWindow{{Memory: .91}}, change: func(g *judge) { g.settings.Triggers.Disabled = []Trigger{TriggerMemory} }},
 	} {
 		jd := testJudge()
 		if tt.change != nil {
@@ -147,7 +148,7 @@ func TestTheBoundsOfAWindow(t *testing.T) {
 			if i == len(tt.windows)-1 {
 				want = tt.want
 			}
-			if got := firedTrigger(t, jd.judgeWindow(w, MetricsWindow{}, judgeEpoch.Add(time.Duration(i)*30*time.Second))); got != want {
+			if got := firedTrigger(t, jd.judgeWindow(w, checks.MetricsWindow{}, judgeEpoch.Add(time.Duration(i)*30*time.Second))); got != want {
 				t.Errorf("%s, window %d: trigger %q, want %q", name, i+1, got, want)
 			}
 		}
@@ -185,14 +186,14 @@ func TestAnOldFaultSuppressesTriggersForTwoWindows(t *testing.T) {
 // A drained color has no clients, but publications that the log refuses, slow
 // canaries and its health still show a fault that both colors share.
 func TestADrainedColorStillShowsSharedFaults(t *testing.T) {
-	errorsOfNew := MetricsWindow{Operations: 1000, Errors: 1000}
-	if got := firedTrigger(t, testJudge().judgeWindow(errorsOfNew, MetricsWindow{StoreFailed: 1}, judgeEpoch)); got != "" {
+	errorsOfNew := checks.MetricsWindow{Operations: 1000, Errors: 1000}
+	if got := firedTrigger(t, testJudge().judgeWindow(errorsOfNew, checks.MetricsWindow{StoreFailed: 1}, judgeEpoch)); got != "" {
 		t.Errorf("errors fire %q although the log refuses the old color's canaries", got)
 	}
 	jd := testJudge()
-	slow := MetricsWindow{Publishes: 1000, P95: time.Second}
+	slow := checks.MetricsWindow{Publishes: 1000, P95: time.Second}
 	for range 2 {
-		if got := firedTrigger(t, jd.judgeWindow(slow, MetricsWindow{CanaryP95: time.Second}, judgeEpoch)); got != "" {
+		if got := firedTrigger(t, jd.judgeWindow(slow, checks.MetricsWindow{CanaryP95: time.Second}, judgeEpoch)); got != "" {
 			t.Errorf("slow fires %q although the old color's canaries are slow", got)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -285,7 +286,7 @@ func (m *modelEnv) Status(context.Context) (stack.BalancerStatus, error) {
 	return stack.BalancerStatus{Route: m.balancerRoute, ServersUp: map[stack.Color]int{stack.Blue: s.CountServing(stack.Blue), stack.Green: s.CountServing(stack.Green)}}, m.routeErr
 }
 
-func (m *modelEnv) Smoke(_ context.Context, t Target) error {
+func (m *modelEnv) Smoke(_ context.Context, t checks.Target) error {
 	defer m.trackCall()()
 	m.smokeTests++
 	if t.Replica != nil {
@@ -311,10 +312,10 @@ func (m *modelEnv) LoadPage(context.Context) error {
 
 // Window returns metrics in proportion to a color's clients: a drained color has
 // little more than its canaries.
-func (m *modelEnv) Window(_ context.Context, deployment string, span time.Duration) (MetricsWindow, error) {
+func (m *modelEnv) Window(_ context.Context, deployment string, span time.Duration) (checks.MetricsWindow, error) {
 	defer m.trackCall()()
 	if m.metricsErr != nil {
-		return MetricsWindow{}, m.metricsErr
+		return checks.MetricsWindow{}, m.metricsErr
 	}
 	for _, c := range stack.Colors {
 		for _, r := range m.replicas[c] {
@@ -324,7 +325,7 @@ func (m *modelEnv) Window(_ context.Context, deployment string, span time.Durati
 			f := m.faultsOf(r)
 			share := float64(m.clients[c]) / 1000
 			ops := (300*share + 1) * span.Seconds()
-			w := MetricsWindow{Operations: ops, Errors: f.errors * ops, Publishes: ops, P95: 30 * time.Millisecond, CanaryP95: 5 * time.Millisecond, Replicas: 3, Memory: .2}
+			w := checks.MetricsWindow{Operations: ops, Errors: f.errors * ops, Publishes: ops, P95: 30 * time.Millisecond, CanaryP95: 5 * time.Millisecond, Replicas: 3, Memory: .2}
 			if f.p95 > 0 {
 				w.P95, w.CanaryP95 = f.p95, f.p95
 			}
@@ -337,7 +338,7 @@ func (m *modelEnv) Window(_ context.Context, deployment string, span time.Durati
 			return w, nil
 		}
 	}
-	return MetricsWindow{}, nil
+	return checks.MetricsWindow{}, nil
 }
 
 func (m *modelEnv) SaveDiagnostics(_ context.Context, c stack.Color, folder string) error {

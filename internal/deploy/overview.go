@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -69,11 +70,11 @@ func ReadOverview(ctx context.Context, s *stack.Stack) (*Overview, error) {
 // Healthy reports whether Traefik follows active.yml and all replicas of the live
 // color serve.
 func (o *Overview) Healthy() bool {
-	if o.Route == nil || o.Traefik == nil || *o.Route != o.Traefik.Route {
+	if o.Route == nil || o.Traefik == nil {
 		return false
 	}
-	s := stack.Snapshot{Replicas: o.Replicas}
-	return s.CountServing(o.Route.Live) > 0 && s.CountServing(o.Route.Live) == len(o.Replicas[o.Route.Live])
+	worst, _ := checks.Summarize(append(checks.FollowsRoute(*o.Route, *o.Traefik), checks.LiveColorServes(stack.Snapshot{Replicas: o.Replicas}, o.Route.Live)...))
+	return worst == checks.OK
 }
 
 // String formats the overview for people.
@@ -182,7 +183,7 @@ func (d *Deployer) Switch(ctx context.Context, c stack.Color) (HistoryEntry, err
 	if err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
-	l := currentSpec(c, s)
+	l := s.Spec(c)
 	if l.Replicas == 0 {
 		return HistoryEntry{}, &RefusedError{fmt.Errorf("switch to %s: %w; `switchyard deploy` starts it", c, errNotRunning)}
 	}

@@ -1,14 +1,18 @@
 package deploy
 
 import (
+	"cmp"
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -27,6 +31,9 @@ const (
 	statusFail = "fail"
 )
 
+// statuses are the statuses of the levels.
+var statuses = map[checks.Level]string{checks.OK: statusOK, checks.Warn: statusWarn, checks.Fail: statusFail}
+
 // checkLimit bounds one check.
 const checkLimit = 2 * time.Minute
 
@@ -34,7 +41,6 @@ const checkLimit = 2 * time.Minute
 type Preflight struct {
 	Stack    *stack.Stack
 	Replicas *stack.Replicas
-	Metrics  *HostMetrics
 	Settings Settings
 	State    StateDir
 	// Ignore names checks that may fail.
@@ -50,60 +56,44 @@ type Preflight struct {
 // metricsChecks are the checks that need Prometheus.
 var metricsChecks = []string{"metrics", "alerting", "alerts", "errors", "backup"}
 
-// A check returns a text for the report, and an error if it failed. A warning is
-// an error that stops nothing.
-type check struct {
-	name string
-	run  func(ctx context.Context, in *checkInput) (string, error)
+// checks returns the checks of a deploy of an image, in the order of the report. The image
+// is empty if none was named.
+func (p *Preflight) checks(image stack.Image) []checks.Check {
+	return slices.Concat(
+		checks.Select("compose", "traefik", "components", "live", "disk", "memory", "certificate", "dns", "metrics", "alerting", "alerts", "errors"),
+		[]checks.Check{{Name: "migrations", Run: func(ctx context.Context, _ *checks.Facts) []checks.Finding { return p.migrations(ctx, image) }}},
+		checks.Select("redis", "replica", "backup", "drain", "nofile"),
+		[]checks.Check{
+			{Name: "window", Run: func(context.Context, *checks.Facts) []checks.Finding { return p.window() }},
+			{Name: "scan", Run: func(ctx context.Context, _ *checks.Facts) []checks.Finding { return p.scan(ctx, image) }},
+		},
+	)
 }
 
-// A warning is the error of a check that does not stop a deploy.
-type warning struct{ error }
-
-func warningf(format string, args ...any) error { return &warning{fmt.Errorf(format, args...)} }
-
-// checkInput is the state that several checks read; Run collects it once.
-type checkInput struct {
-	containers []stack.Container
-	snapshot   stack.Snapshot
-	route      stack.Route
-	routeErr   error
-	image      stack.Image // empty if no image was named
-}
-
-// checks returns all checks, in the order of the report.
-func (p *Preflight) checks() []check {
-	return []check{
-		{"compose", p.composeFile}, {"traefik", p.traefikFiles}, {"components", p.components}, {"live", p.liveColor},
-		{"disk", p.disk}, {"memory", p.memory}, {"certificate", p.certificate}, {"dns", p.dns},
-		{"metrics", p.metrics}, {"alerting", p.alerting}, {"alerts", p.alerts}, {"errors", p.recentErrors},
-		{"migrations", p.migrations}, {"redis", p.redis}, {"replica", p.standby}, {"backup", p.backup},
-		{"drain", p.drainBudget}, {"nofile", p.nofile}, {"window", p.window}, {"scan", p.scan},
+// collect reads the facts that the checks share.
+func (p *Preflight) collect(ctx context.Context) (*checks.Facts, error) {
+	f, err := checks.Collect(ctx, p.Stack, p.Replicas)
+	if err != nil {
+		return nil, err
 	}
+	t := p.Settings.Triggers
+	f.WithoutPrometheus, f.Now, f.Window, f.ErrorPercent, f.ErrorSamples = p.WithoutMetrics, p.Clock.Now, p.Settings.Window, t.ErrorPercent, t.ErrorSamples
+	return f, nil
 }
 
 // Run runs all checks, four at a time. Without an image the checks of an image only
 // warn. Run itself fails only if it can't run the checks at all.
 func (p *Preflight) Run(ctx context.Context, image stack.Image) ([]CheckResult, error) {
-	names := map[string]bool{}
-	for _, c := range p.checks() {
-		names[c.name] = true
-	}
+	all := p.checks(image)
 	for _, name := range p.Ignore {
-		if !names[name] {
+		if !slices.ContainsFunc(all, func(c checks.Check) bool { return c.Name == name }) {
 			return nil, fmt.Errorf("--ignore %s: there is no such check", name)
 		}
 	}
-	in := &checkInput{image: image}
-	var err error
-	if in.containers, err = p.Stack.Containers(ctx); err != nil && !errors.Is(err, stack.ErrNoContainers) {
+	facts, err := p.collect(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if in.snapshot, err = p.Replicas.Inspect(ctx); err != nil {
-		return nil, err
-	}
-	in.route, in.routeErr = p.Replicas.Traefik.Route(ctx)
-	all := p.checks()
 	results := make([]CheckResult, len(all))
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 4) // docker commands are expensive
@@ -111,28 +101,22 @@ func (p *Preflight) Run(ctx context.Context, image stack.Image) ([]CheckResult, 
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			results[i] = p.runCheck(ctx, c, in)
+			results[i] = p.runCheck(ctx, c, facts)
 		})
 	}
 	wg.Wait()
 	return results, ctx.Err()
 }
 
-// runCheck runs a check within checkLimit and turns its error into a status.
-func (p *Preflight) runCheck(ctx context.Context, c check, in *checkInput) CheckResult {
+// runCheck runs a check within checkLimit and turns its findings into a status.
+func (p *Preflight) runCheck(ctx context.Context, c checks.Check, facts *checks.Facts) CheckResult {
 	ctx, cancel := context.WithTimeoutCause(ctx, checkLimit, fmt.Errorf("no result within %v", checkLimit))
 	defer cancel()
-	text, err := c.run(ctx, in)
-	var warned *warning
-	switch {
-	case err == nil:
-		return CheckResult{c.name, statusOK, text}
-	case errors.As(err, &warned):
-		return CheckResult{c.name, statusWarn, err.Error()}
-	case slices.Contains(p.Ignore, c.name), p.WithoutMetrics && slices.Contains(metricsChecks, c.name):
-		return CheckResult{c.name, statusWarn, "ignored: " + err.Error()}
+	level, text := checks.Summarize(c.Run(ctx, facts))
+	if level == checks.Fail && (slices.Contains(p.Ignore, c.Name) || p.WithoutMetrics && slices.Contains(metricsChecks, c.Name)) {
+		level, text = checks.Warn, "ignored: "+text
 	}
-	return CheckResult{c.name, statusFail, err.Error()}
+	return CheckResult{c.Name, statuses[level], text}
 }
 
 // Allow runs all checks, passes each result to report, and returns an error that
@@ -142,28 +126,17 @@ func (p *Preflight) Allow(ctx context.Context, image stack.Image, report func(Ch
 	if err != nil {
 		return err
 	}
-	var failed []string
-	for _, a := range results {
-		report(a)
-		if a.Status == statusFail {
-			failed = append(failed, a.Name)
+	var failed, reasons []string
+	for _, r := range results {
+		report(r)
+		if r.Status == statusFail {
+			failed, reasons = append(failed, r.Name), append(reasons, r.Name+": "+r.Text)
 		}
 	}
 	if len(failed) == 0 {
 		return nil
 	}
-	return fmt.Errorf("preflight: %s; fix it, or take the risk with --ignore %s", describeFailures(results), strings.Join(failed, " --ignore "))
-}
-
-// describeFailures joins the texts of the failed checks in one line.
-func describeFailures(results []CheckResult) string {
-	var parts []string
-	for _, a := range results {
-		if a.Status == statusFail {
-			parts = append(parts, a.Name+": "+a.Text)
-		}
-	}
-	return strings.Join(parts, "; ")
+	return fmt.Errorf("preflight: %s; fix it, or take the risk with --ignore %s", strings.Join(reasons, "; "), strings.Join(failed, " --ignore "))
 }
 
 // AnyFailed reports whether one of the checks failed.
@@ -173,5 +146,69 @@ func AnyFailed(results []CheckResult) bool {
 
 // NewPreflight returns the preflight checks of a stack.
 func NewPreflight(s *stack.Stack, settings Settings) *Preflight {
-	return &Preflight{Stack: s, Replicas: s.Replicas(), Metrics: NewHostMetrics(s), Settings: settings, State: StateDir{Dir: s.StateDir()}, Clock: HostClock{}}
+	return &Preflight{Stack: s, Replicas: s.Replicas(), Settings: settings, State: StateDir{Dir: s.StateDir()}, Clock: HostClock{}}
+}
+
+// migrations checks that the image's pending migrations only add to the schema.
+func (p *Preflight) migrations(ctx context.Context, image stack.Image) []checks.Finding {
+	if image.Ref == "" {
+		return checks.Warnf("no image was named")
+	}
+	out, err := stack.Images{Stack: p.Stack}.RunMigrate(ctx, image, "migrate", "-plan")
+	if err != nil {
+		return checks.Failf("read the migrations of the image: %v", err)
+	}
+	var pending []struct {
+		Name     string `json:"name"`
+		Breaking int64  `json:"breaking"`
+	}
+	if err := json.Unmarshal(out, &pending); err != nil {
+		return checks.Failf("read the migrations of the image: %v", err)
+	}
+	names := make([]string, 0, len(pending))
+	for _, m := range pending {
+		names = append(names, m.Name)
+		if m.Breaking > 0 {
+			return checks.Failf("%s is not additive: binaries built for a schema older than %d stop serving, and a rollback is impossible", m.Name, m.Breaking)
+		}
+	}
+	if len(names) == 0 {
+		return checks.Okf("none pending")
+	}
+	return checks.Okf("%s pending; all are additive", strings.Join(names, ", "))
+}
+
+// window checks that deploys are not frozen and that a deploy window is open.
+func (p *Preflight) window() []checks.Finding {
+	freeze := filepath.Join(p.State.Dir, "freeze")
+	if text, err := os.ReadFile(freeze); err == nil {
+		return checks.Failf("deploys are frozen: %s (remove %s to end it)", cmp.Or(strings.TrimSpace(string(text)), "no reason given"), freeze)
+	}
+	if len(p.Settings.DeployWindows) == 0 {
+		return checks.Warnf("no deploy window is set: a deploy may begin at any time")
+	}
+	now := p.Clock.Now()
+	for _, w := range p.Settings.DeployWindows {
+		if w.contains(now) {
+			return checks.Okf("in %s", w)
+		}
+	}
+	return checks.Failf("it is %s, and the deploy windows are %v", now.Format("Mon 15:04"), p.Settings.DeployWindows)
+}
+
+// scan runs the operator's image scan.
+func (p *Preflight) scan(ctx context.Context, image stack.Image) []checks.Finding {
+	command := cmp.Or(p.ScanCommand, p.Settings.ScanCommand)
+	if command == "" {
+		return checks.Warnf("no image scan ran: --scan names a command")
+	}
+	if image.Ref == "" {
+		return checks.Warnf("no image was named")
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.Settings.ScanLimit)
+	defer cancel()
+	if _, err := stack.Shell(ctx, p.Settings.ScanLimit, p.Stack.Dir, command+` "$1"`, image.Ref); err != nil {
+		return checks.Failf("the scan rejects the image: %v", err)
+	}
+	return checks.Okf("%s accepts the image", command)
 }

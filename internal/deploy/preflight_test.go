@@ -1,12 +1,12 @@
 package deploy
 
 import (
-	"errors"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
@@ -52,7 +52,7 @@ func TestPreflightOfAHealthyStack(t *testing.T) {
 
 // Each check fails for its reason, and names it.
 func TestPreflightReportsFailures(t *testing.T) {
-	dead := strings.Replace(testkit.Recorded(t, "inspect.json"), `"Running":true`, `"Running":false`, 1)
+	dead := strings.Replace(strings.Replace(testkit.Recorded(t, "inspect.json"), `"Running":true`, `"Running":false`, 1), `"Status":"running"`, `"Status":"exited"`, 1)
 	stopped := strings.ReplaceAll(testkit.Recorded(t, "inspect.json"), `"Running":true`, `"Running":false`)
 	third := `,{"metric":{"color":"blue","instance":"10.214.32.15:8000","job":"switchyard"},"value":[1795699506.858,"30425088"]}`
 	for name, tt := range map[string]struct {
@@ -62,14 +62,16 @@ func TestPreflightReportsFailures(t *testing.T) {
 		want           CheckResult
 	}{
 		"bad compose":   {outputs: testkit.DockerOutputs{"config --format json": "Error: services.x: no such key\n"}, want: CheckResult{"compose", statusFail, "no such key"}},
-		"one is down":   {outputs: testkit.DockerOutputs{"inspect --type container": dead}, want: CheckResult{"components", statusFail, "alertmanager does not run (exit code 0)"}},
+		"one is down":   {outputs: testkit.DockerOutputs{"inspect --type container": dead}, want: CheckResult{"components", statusFail, "alertmanager does not run: exited with 0"}},
 		"all are down":  {outputs: testkit.DockerOutputs{"inspect --type container": stopped}, want: CheckResult{"live", statusFail, "`docker compose up -d` starts it"}},
 		"breaking":      {outputs: testkit.DockerOutputs{"run --rm": `[{"name":"0009_drop","breaking":9}]`}, want: CheckResult{"migrations", statusFail, "0009_drop is not additive"}},
 		"adding":        {outputs: testkit.DockerOutputs{"run --rm": `[{"name":"0009_add","breaking":0}]`}, want: CheckResult{"migrations", statusOK, "0009_add pending; all are additive"}},
 		"no standby":    {outputs: testkit.DockerOutputs{"psql": "0|0\n"}, want: CheckResult{"replica", statusFail, "no standby follows postgres"}},
-		"lagging":       {outputs: testkit.DockerOutputs{"psql": "1|31\n"}, want: CheckResult{"replica", statusFail, "31 s behind"}},
+		"in step":       {outputs: testkit.DockerOutputs{"psql": "1|30\n"}, want: CheckResult{"replica", statusOK, "30 s behind"}},
+		"lagging":       {outputs: testkit.DockerOutputs{"psql": "1|31\n"}, want: CheckResult{"replica", statusWarn, "31 s behind"}},
+		"stuck":         {outputs: testkit.DockerOutputs{"psql": "1|301\n"}, want: CheckResult{"replica", statusFail, "301 s behind"}},
 		"short grace":   {outputs: testkit.DockerOutputs{"config --format json": strings.ReplaceAll(testkit.Recorded(t, "config.json"), "1m35s", "1m0s")}, want: CheckResult{"drain", statusFail, "needs 30 s more"}},
-		"critical":      {change: withReplaced(`"severity":"info"`, `"severity":"critical"`), want: CheckResult{"alerts", statusFail, "firing: Watchdog"}},
+		"critical":      {change: withReplaced(`"severity":"info"`, `"severity":"critical"`), want: CheckResult{"alerts", statusFail, "Watchdog fires (critical)"}},
 		"few seen":      {change: withReplaced(third, ""), want: CheckResult{"metrics", statusFail, "sees 2 of 3 live replicas"}},
 		"no Prometheus": {change: withoutPort("9090"), want: CheckResult{"metrics", statusFail, "--without-metrics continues"}},
 		"no metrics":    {change: withoutPort("9090"), withoutMetrics: true, want: CheckResult{"metrics", statusWarn, "ignored: "}},
@@ -80,15 +82,13 @@ func TestPreflightReportsFailures(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := recordedPreflight(t, tt.outputs, tt.change)
 			p.WithoutMetrics = tt.withoutMetrics
-			containers, err1 := p.Stack.Containers(t.Context())
-			snapshot, err2 := p.Replicas.Inspect(t.Context())
-			route, err3 := p.Replicas.Traefik.Route(t.Context())
-			if err := errors.Join(err1, err2, err3); err != nil {
+			facts, err := p.collect(t.Context())
+			if err != nil {
 				t.Fatal(err)
 			}
-			all := p.checks()
-			one := all[slices.IndexFunc(all, func(c check) bool { return c.name == tt.want.Name })]
-			got := p.runCheck(t.Context(), one, &checkInput{containers: containers, snapshot: snapshot, route: route, image: stack.Image{Ref: "v2", ID: "sha256:new"}})
+			all := p.checks(stack.Image{Ref: "v2", ID: "sha256:new"})
+			one := all[slices.IndexFunc(all, func(c checks.Check) bool { return c.Name == tt.want.Name })]
+			got := p.runCheck(t.Context(), one, facts)
 			if got.Status != tt.want.Status || !strings.Contains(got.Text, tt.want.Text) {
 				t.Errorf("%+v, want %+v", got, tt.want)
 			}

@@ -87,10 +87,10 @@ func (d *Deployer) restoreOldColor(ctx context.Context, j *Journal) error {
 		late := d.Deps.Clock.Now().After(limit)
 		switch {
 		case late && serving > 0 && up > 0:
-			d.report("rollback", "warn", "only %d of %d replicas of %s are ready%s", serving, j.Old.Replicas, j.From, describeProblems(s.Replicas[j.From]))
+			d.report("rollback", "warn", "only %d of %d replicas of %s are ready%s", serving, j.Old.Replicas, j.From, s.DescribeProblems(j.From))
 			return nil
 		case late:
-			return fmt.Errorf("no replica of %s is ready after %v%s", j.From, d.Settings.ReadyLimit, describeProblems(s.Replicas[j.From]))
+			return fmt.Errorf("no replica of %s is ready after %v%s", j.From, d.Settings.ReadyLimit, s.DescribeProblems(j.From))
 		}
 		if len(s.Running(j.From)) < j.Old.Replicas && !begun {
 			if err := d.Deps.Containers.Start(ctx, j.Old); err != nil {
@@ -217,10 +217,10 @@ func (d *Deployer) journalOfLive(ctx context.Context) (*Journal, error) {
 		return nil, &RefusedError{err}
 	}
 	now := d.Deps.Clock.Now().UTC()
-	live := currentSpec(route.Live, s)
+	live := s.Spec(route.Live)
 	j := &Journal{
 		ID: live.Deployment, Image: live.Image, From: route.Live.Other(), To: route.Live, Started: now,
-		Replicas: live.Replicas, Old: currentSpec(route.Live.Other(), s),
+		Replicas: live.Replicas, Old: s.Spec(route.Live.Other()),
 	}
 	if j.ID == "" {
 		j.ID = now.Format("20060102T150405Z") + "-rollback"

@@ -37,7 +37,7 @@ func (d *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntr
 	if err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
-	l := currentSpec(route.Live, s)
+	l := s.Spec(route.Live)
 	if l.Replicas == 0 {
 		return HistoryEntry{}, &RefusedError{fmt.Errorf("%s is live and does not run: `switchyard deploy` starts a version", route.Live)}
 	}

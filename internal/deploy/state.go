@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -41,7 +42,7 @@ type Journal struct {
 	// SharePercent is the last share of new connections that passed its watch.
 	SharePercent int `json:"canary,omitempty"`
 	// Baseline is nil until it is measured, and if there is none.
-	Baseline *MetricsWindow `json:"baseline,omitempty"`
+	Baseline *checks.MetricsWindow `json:"baseline,omitempty"`
 	// ClientsBeforeMove is how many clients both colors had before the old one was
 	// drained.
 	ClientsBeforeMove int `json:"clients,omitempty"`

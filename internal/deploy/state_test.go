@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
@@ -17,7 +18,7 @@ func TestTheJournalIsReadAsItWasWritten(t *testing.T) {
 	if j, err := s.Current(); j != nil || err != nil {
 		t.Fatal(j, err)
 	}
-	j := &Journal{ID: "d1", Image: stack.Image{Ref: "v1", ID: "id"}, From: stack.Blue, To: stack.Green, Replicas: 3, Baseline: &MetricsWindow{P95: time.Millisecond}}
+	j := &Journal{ID: "d1", Image: stack.Image{Ref: "v1", ID: "id"}, From: stack.Blue, To: stack.Green, Replicas: 3, Baseline: &checks.MetricsWindow{P95: time.Millisecond}}
 	if err := s.saveJournal(j); err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +53,7 @@ func TestTheKeysOfTheStateFiles(t *testing.T) {
 			`"baseline":{"operations":1,"errors":2,"publishes":3,"p95":4,"store_failed":5,"canary_p95":6,"memory":7,"seen":8},"clients":9,"rolling_back":true,` +
 			`"trigger":"slow","reason":"r","failed_at":"watch","triggered":"2026-11-26T10:00:00Z","back":"2026-11-26T10:00:00Z","evidence":"dir","held":["note"],"notes":["note"]}`: Journal{
 			ID: "d1", Image: stack.Image{Ref: "v2", ID: "id2"}, From: stack.Blue, To: stack.Green, Old: old, Replicas: 3, Started: now, CompletedSteps: steps, SharePercent: 10,
-			Baseline: &MetricsWindow{1, 2, 3, 4, 5, 6, 7, 8}, ClientsBeforeMove: 9, RollingBack: true, Trigger: TriggerSlow, Reason: "r", FailedAt: "watch",
+			Baseline: &checks.MetricsWindow{Operations: 1, Errors: 2, Publishes: 3, P95: 4, StoreFailed: 5, CanaryP95: 6, Memory: 7, Replicas: 8}, ClientsBeforeMove: 9, RollingBack: true, Trigger: TriggerSlow, Reason: "r", FailedAt: "watch",
 			TriggeredAt: now, OldServingAt: now, DiagnosticsDir: "dir", SuppressedTriggers: notes, Notes: notes,
 		},
 		`{"id":"d1","outcome":"rolled back","color":"blue","image":{"ref":"v2","id":"id2"},"from":"blue",` +

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -142,7 +142,7 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 			}
 		}
 		if d.Deps.Clock.Now().After(limit) {
-			problems := describeProblems(s.Replicas[j.To])
+			problems := s.DescribeProblems(j.To)
 			if statusErr != nil {
 				problems += "; " + statusErr.Error()
 			}
@@ -155,17 +155,6 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 	}
 }
 
-// describeProblems names each unhealthy replica and its problem.
-func describeProblems(replicas []stack.Replica) string {
-	var b strings.Builder
-	for _, r := range replicas {
-		if t := r.Problem(); t != "" {
-			fmt.Fprintf(&b, "; %s: %s", r.Name, t)
-		}
-	}
-	return b.String()
-}
-
 // smokeTest runs the smoke test on each replica of the new color.
 func (d *Deployer) smokeTest(ctx context.Context, j *Journal) error {
 	s, err := d.inspect(ctx)
@@ -173,7 +162,7 @@ func (d *Deployer) smokeTest(ctx context.Context, j *Journal) error {
 		return err
 	}
 	for _, r := range s.Running(j.To) {
-		if err := d.Deps.Probes.Smoke(ctx, Target{Replica: &r, Deployment: j.ID}); err != nil {
+		if err := d.Deps.Probes.Smoke(ctx, checks.Target{Replica: &r, Deployment: j.ID}); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -295,7 +284,7 @@ func (d *Deployer) setRoute(ctx context.Context, r stack.Route) error {
 // checkFromOutside tests the service as a user reaches it, through the balancer.
 func (d *Deployer) checkFromOutside(ctx context.Context, j *Journal) (string, error) {
 	var latencyNote string
-	err := d.Deps.Probes.Smoke(ctx, Target{Deployment: j.ID})
+	err := d.Deps.Probes.Smoke(ctx, checks.Target{Deployment: j.ID})
 	if err == nil {
 		err = d.Deps.Probes.LoadPage(ctx)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -33,7 +34,7 @@ type watcher struct {
 	step       string
 	next       time.Time // when the next window of metrics is due
 	windows    int
-	last       MetricsWindow
+	last       checks.MetricsWindow
 	metricsErr string // why there are no metrics, once that was reported
 }
 
@@ -75,7 +76,7 @@ func (w *watcher) metrics(ctx context.Context, now time.Time) error {
 		}
 		return nil
 	}
-	var old MetricsWindow
+	var old checks.MetricsWindow
 	if !w.j.firstDeploy() {
 		if old, err = w.d.Deps.Metrics.Window(ctx, w.j.Old.Deployment, span); err != nil {
 			return nil // skip this window: the next one is tried again

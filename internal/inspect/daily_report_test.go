@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"switchyard/internal/backup"
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
@@ -17,11 +18,13 @@ import (
 func newDailyReport(t *testing.T) *DailyReport {
 	return &DailyReport{
 		Stack: &fakeStack{t: t, log: "\n", containers: []stack.Container{nodeContainer("app_blue-1"), {Name: "app_green-1", Service: "app_green", Status: "exited with 0"}}},
-		Prometheus: fakePrometheus(t, map[string]string{
-			"node_": seriesJSON("", 0.4), "node_timex": seriesJSON("", 0), "websocket_": seriesJSON("", 3), `type=~"internal`: seriesJSON("", 0), "certificate": "", "probe_ssl": seriesJSON("", 60),
-			"pg_": seriesJSON("", 0.1), "redis_": seriesJSON("", 0.1), "broker_up": seriesJSON("", 0), "process_": seriesJSON("", 0), "up == 0": "", "ALERTS": "", "histogram_quantile": seriesJSON("", 0.004),
-		}),
-		Backups: backupRepository(t, time.Hour, true), Lookback: 12 * time.Hour, MaxBackupAge: 26 * time.Hour, MaxProofAge: 8 * 24 * time.Hour, MaxWALAge: 10 * time.Minute,
+		Facts: checks.Facts{
+			Prometheus: fakePrometheus(t, map[string]string{
+				"node_": seriesJSON("", 0.4), "node_timex": seriesJSON("", 0), "websocket_": seriesJSON("", 3), `type=~"internal`: seriesJSON("", 0), "certificate": "", "probe_ssl": seriesJSON("", 60),
+				"pg_": seriesJSON("", 0.1), "redis_": seriesJSON("", 0.1), "broker_up": seriesJSON("", 0), "process_": seriesJSON("", 0), "up == 0": "", "ALERTS": "", "histogram_quantile": seriesJSON("", 0.004),
+			}),
+			Backups: backupRepository(t, time.Hour, true), Lookback: 12 * time.Hour, MaxBackupAge: 26 * time.Hour, MaxProofAge: 8 * 24 * time.Hour, MaxWALAge: 10 * time.Minute,
+		},
 	}
 }
 
@@ -61,10 +64,10 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 			r.Prometheus = fakePrometheus(t, map[string]string{"up == 0": seriesJSON(`"job":"redis","instance":"redis:9121"`, 0)})
 		}, StatusFail, "redis redis:9121 can't be scraped"},
 		{"a full disk", func(r *DailyReport) {
-			r.Prometheus = fakePrometheus(t, map[string]string{"node_filesystem": seriesJSON("", 0.95)})
-		}, StatusFail, "95.0%"},
+			r.Prometheus = fakePrometheus(t, map[string]string{"node_filesystem": seriesJSON("", 0.96)})
+		}, StatusFail, "96.0%"},
 		{"a certificate that expires soon", func(r *DailyReport) {
-			r.Prometheus = fakePrometheus(t, map[string]string{"probe_ssl": seriesJSON("", 3)})
+			r.Prometheus = fakePrometheus(t, map[string]string{"probe_ssl": seriesJSON("", 2)})
 		}, StatusFail, "certificate expires in, days"},
 		{"a container that was not checked yet", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Health = "starting" }, StatusWarn, "was just started"},
 		{"an unhealthy container", func(r *DailyReport) { r.Stack.(*fakeStack).containers[0].Health = "unhealthy" }, StatusFail, "running, but unhealthy"},
@@ -102,24 +105,6 @@ func TestEachProblemIsInTheDailyReport(t *testing.T) {
 				t.Errorf("no line with status %s has %q:\n%s", tt.want, tt.wantText, page)
 			}
 		})
-	}
-}
-
-// A value that reaches a bound gets its status; 0 is no bound.
-func TestTheBoundsOfAMetricCheck(t *testing.T) {
-	high, low := metricCheck{warn: 0.8, fail: 0.9}, metricCheck{warn: 21, fail: 7, lowerIsWorse: true}
-	for _, tt := range []struct {
-		check metricCheck
-		value float64
-		want  Status
-	}{
-		{high, 0.79, StatusOK}, {high, 0.8, StatusWarn}, {high, 0.9, StatusFail},
-		{low, 22, StatusOK}, {low, 21, StatusWarn}, {low, 7, StatusFail},
-		{metricCheck{}, 1e9, StatusOK}, {metricCheck{warn: 1}, 1e9, StatusWarn},
-	} {
-		if got := tt.check.status(tt.value); got != tt.want {
-			t.Errorf("%+v of %v: %s, want %s", tt.check, tt.value, got, tt.want)
-		}
 	}
 }
 

@@ -6,7 +6,6 @@ package inspect
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -108,9 +107,6 @@ func writeTable(w io.Writer, head []string, rows [][]string) {
 	_ = t.Flush()
 }
 
-// ErrNoNode means that no node of the service runs.
-var ErrNoNode = errors.New("no node of the service runs: neither app_blue nor app_green")
-
 // runningNodes returns the containers of the nodes that run.
 func runningNodes(ctx context.Context, s Stack) ([]stack.Container, error) {
 	all, err := s.Containers(ctx)
@@ -119,29 +115,12 @@ func runningNodes(ctx context.Context, s Stack) ([]stack.Container, error) {
 	}
 	var out []stack.Container
 	for _, c := range all {
-		if c.Running && isNode(c.Service) {
+		if c.Running && c.IsNode() {
 			out = append(out, c)
 		}
 	}
 	if len(out) == 0 {
-		return nil, ErrNoNode
+		return nil, stack.ErrNoNode
 	}
 	return out, nil
-}
-
-func isNode(service string) bool { return service == nodeServices[0] || service == nodeServices[1] }
-
-// formatAge prints an age for people.
-func formatAge(d time.Duration) string {
-	switch {
-	case d < 0:
-		return "0 s"
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%.0f s", d.Seconds())
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%.0f min", d.Minutes())
-	case d < 72*time.Hour:
-		return fmt.Sprintf("%.1f h", d.Hours())
-	}
-	return fmt.Sprintf("%.1f d", d.Hours()/24)
 }

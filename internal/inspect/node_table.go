@@ -4,12 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"fmt"
 	"io"
 	"slices"
 	"strings"
 
-	"switchyard/internal/backup"
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -31,7 +30,7 @@ func nodeRows(ctx context.Context, p *stack.Prometheus, columns []column) ([][]s
 				byNode[node] = make([]string, len(columns)+1)
 				byNode[node][0] = node
 			}
-			byNode[node][i+1] = formatValue(s.Value, c.unit)
+			byNode[node][i+1] = checks.FormatValue(s.Value, c.unit)
 		}
 	}
 	out := make([][]string, 0, len(byNode))
@@ -43,24 +42,6 @@ func nodeRows(ctx context.Context, p *stack.Prometheus, columns []column) ([][]s
 	}
 	slices.SortFunc(out, func(a, b []string) int { return strings.Compare(a[0], b[0]) })
 	return out, nil
-}
-
-// formatValue formats a number: unit is "B" for bytes, "s" for seconds, "%" for a
-// share of 1, or empty.
-func formatValue(v float64, unit string) string {
-	switch {
-	case unit == "B":
-		return backup.Bytes(v).String()
-	case unit == "s" && v < 1:
-		return fmt.Sprintf("%.1f ms", v*1000)
-	case unit == "s":
-		return fmt.Sprintf("%.2f s", v)
-	case unit == "%":
-		return fmt.Sprintf("%.1f%%", v*100)
-	case v == float64(int64(v)) || v >= 1000:
-		return fmt.Sprintf("%.0f", v)
-	}
-	return fmt.Sprintf("%.1f", v)
 }
 
 // writeNodeTable prints the rows that nodeRows returned.

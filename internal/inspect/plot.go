@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -40,7 +41,7 @@ func plot(title, unit string, series []stack.Series, from, to time.Time, markers
 	for i := range 5 {
 		v := top * float64(i) / 4
 		fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#ddd"/><text x="%d" y="%.1f" text-anchor="end">%s</text>`,
-			plotLeft, plotWidth-plotRight, y(v), y(v), plotLeft-6, y(v)+4, formatValue(v, unit))
+			plotLeft, plotWidth-plotRight, y(v), y(v), plotLeft-6, y(v)+4, checks.FormatValue(v, unit))
 		at := from.Add(time.Duration(float64(to.Sub(from)) * float64(i) / 4))
 		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle">%s</text>`, min(x(at), plotWidth-40), plotHeight-plotBottom+15, at.UTC().Format("01-02 15:04"))
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"switchyard/internal/checks"
 	"switchyard/internal/stack"
 )
 
@@ -138,7 +139,7 @@ func (r *Report) writeSummary(ctx context.Context, p *stack.Prometheus, b *strin
 		case !ok:
 			fmt.Fprintf(b, "| %s | – |\n", t.name)
 		default:
-			fmt.Fprintf(b, "| %s | %s |\n", t.name, formatValue(value, t.unit))
+			fmt.Fprintf(b, "| %s | %s |\n", t.name, checks.FormatValue(value, t.unit))
 		}
 	}
 	b.WriteString("\n")

@@ -37,6 +37,14 @@ type Container struct {
 // ErrNoContainers says that a stack has no containers.
 var ErrNoContainers = errors.New("is the stack up? --project and --dir name it")
 
+// ErrNoNode says that no node of the service runs.
+var ErrNoNode = errors.New("no node of the service runs: neither app_blue nor app_green")
+
+// IsNode reports whether the container is a replica of a color.
+func (c Container) IsNode() bool {
+	return c.Service == Blue.ComposeService() || c.Service == Green.ComposeService()
+}
+
 // errNotRunning says that a service does not run.
 var errNotRunning = errors.New("does not run in the stack")
 

@@ -186,6 +186,7 @@ type Alert struct {
 	Name     string `json:"name"`
 	Severity string `json:"severity,omitempty"`
 	Labels   string `json:"labels,omitempty"`
+	Instance string `json:"-"`
 }
 
 // Alerts returns the alerts that fire, sorted by name.
@@ -199,7 +200,7 @@ func (p *Prometheus) Alerts(ctx context.Context) ([]Alert, error) {
 				rest[model.LabelName(name)] = model.LabelValue(value)
 			}
 		}
-		alerts = append(alerts, Alert{Name: f.Labels["alertname"], Severity: f.Labels["severity"], Labels: rest.String()})
+		alerts = append(alerts, Alert{Name: f.Labels["alertname"], Severity: f.Labels["severity"], Labels: rest.String(), Instance: f.Labels["instance"]})
 	}
 	slices.SortFunc(alerts, func(a, b Alert) int { return strings.Compare(a.Name+a.Labels, b.Name+b.Labels) })
 	return alerts, err

@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	pm "github.com/prometheus/common/model"
@@ -57,6 +59,8 @@ type Health struct {
 	// UnhealthyComponents maps the components that are not up to their states.
 	UnhealthyComponents map[string]string `json:"parts,omitempty"`
 	Clients             int               `json:"clients"`
+	// ResidentMemory is in bytes.
+	ResidentMemory int64 `json:"-"`
 	// LostClients counts clients of the present drain whose connection broke.
 	LostClients int `json:"lost,omitempty"`
 }
@@ -118,6 +122,27 @@ func (s Snapshot) RunningNames(c Color, pass func(Replica) bool) (names []string
 	return names
 }
 
+// Spec returns the spec that a color runs now. It has no replicas if the color does not
+// run.
+func (s Snapshot) Spec(c Color) ColorSpec {
+	l := ColorSpec{Color: c, Replicas: len(s.Running(c))}
+	if l.Replicas > 0 {
+		l.Image, l.Deployment = s.Running(c)[0].Image, s.Running(c)[0].Deployment
+	}
+	return l
+}
+
+// DescribeProblems names each unhealthy replica of a color and its problem.
+func (s Snapshot) DescribeProblems(c Color) string {
+	var b strings.Builder
+	for _, r := range s.Replicas[c] {
+		if t := r.Problem(); t != "" {
+			fmt.Fprintf(&b, "; %s: %s", r.Name, t)
+		}
+	}
+	return b.String()
+}
+
 // replica returns the replica of a container, without its health.
 func (c Container) replica() Replica {
 	r := Replica{
@@ -164,6 +189,8 @@ func queryReplica(ctx context.Context, client *http.Client, address string) (h H
 		switch s.Metric[pm.MetricNameLabel] {
 		case "websocket_active_connections":
 			h.Clients = int(s.Value)
+		case "process_resident_memory_bytes":
+			h.ResidentMemory = int64(s.Value)
 		case "switchyard_build_info":
 			version = string(s.Metric["version"])
 		}

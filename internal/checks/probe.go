@@ -1,4 +1,4 @@
-package deploy
+package checks
 
 import (
 	"context"
@@ -18,8 +18,15 @@ import (
 // smokeLimit bounds one smoke test.
 const smokeLimit = 20 * time.Second
 
-// A Prober implements Probes: it tests the stack as its users meet it, or a single
-// replica.
+// A Target is where a probe connects: to Replica, or from outside through the
+// balancer when Replica is nil. The server that answers must be of the deployment.
+type Target struct {
+	Replica    *stack.Replica
+	Deployment string
+}
+
+// A Prober tests the stack as its users meet it, or a single replica. It publishes in
+// rooms of its own.
 type Prober struct {
 	Stack *stack.Stack
 	// Verifier runs many clients for d, checks what they received, and returns the
@@ -30,8 +37,6 @@ type Prober struct {
 // Smoke connects, joins, publishes and receives, and then resumes on a second
 // connection from before the first message.
 func (p *Prober) Smoke(ctx context.Context, t Target) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, smokeLimit, fmt.Errorf("no end within %v", smokeLimit))
-	defer cancel()
 	url, http := p.Stack.Balancer().URL("wss", "/ws"), p.Stack.Balancer().HTTPClient()
 	if t.Replica != nil {
 		// With the users' host name: a replica may refuse others.
@@ -52,12 +57,12 @@ func clientFor(address string) *http.Client {
 
 // SmokeURL runs the smoke test on any address.
 func (p *Prober) SmokeURL(ctx context.Context, url string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, smokeLimit, fmt.Errorf("no end within %v", smokeLimit))
-	defer cancel()
 	return p.smoke(ctx, url, http.DefaultClient, Target{})
 }
 
 func (p *Prober) smoke(ctx context.Context, url string, http *http.Client, t Target) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, smokeLimit, fmt.Errorf("no end within %v", smokeLimit))
+	defer cancel()
 	room := message.Room("deploy-smoke-" + strings.ToLower(client.NewID()[:8]))
 	first, err := p.dial(ctx, url, http)
 	if err != nil {

@@ -1,4 +1,4 @@
-package deploy
+package checks
 
 import (
 	"context"
@@ -96,5 +96,38 @@ func TestOnlyServerErrorsCountAsErrors(t *testing.T) {
 	}
 	if want := float64(4 + 8 + 16 + 64 + 128 + 256); w.Operations != want {
 		t.Errorf("the sum of the operations is %v, want %v", w.Operations, want)
+	}
+}
+
+func TestAMetricsWindowFromPrometheus(t *testing.T) {
+	testkit.FakeDocker(t, nil)
+	var asked []string
+	s := &stack.Stack{PrometheusURL: "http://prometheus:9090", Client: &http.Client{Transport: testkit.Transport(func(url, query string) (int, string) {
+		asked = append(asked, query)
+		return testkit.RecordedTransport(t)(url, query)
+	})}}
+	w, err := NewHostMetrics(s).Window(t.Context(), "blue-1", 30*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.Operations != 1741 || w.Errors != 0 || w.Publishes != 799.2 || w.P95.Round(time.Millisecond) != 172*time.Millisecond ||
+		w.CanaryP95.Round(time.Millisecond) != 168*time.Millisecond || w.Replicas != 3 || w.Memory < .032 || w.Memory > .033 {
+		t.Errorf("%+v", w)
+	}
+	for _, q := range asked {
+		if !strings.Contains(q, `switchyard_build_info{deployment="blue-1"}`) || !strings.Contains(q, "[30s]") && !strings.HasPrefix(q, "process_") {
+			t.Errorf("Prometheus was queried for %s", q)
+		}
+	}
+	if alerts, err := s.Prometheus().Alerts(t.Context()); err != nil || len(alerts) != 1 || alerts[0].Name != "Watchdog" || alerts[0].Severity != "info" {
+		t.Errorf("%+v, %v", alerts, err)
+	}
+	for status, says := range map[int]string{0: "connection refused", 503: "Prometheus at http://prometheus:9090 does not answer"} {
+		s.Client = &http.Client{Transport: testkit.Transport(func(string, string) (int, string) {
+			return status, `{"status":"error","errorType":"unavailable","error":"starting"}`
+		})}
+		if _, err := NewHostMetrics(s).Window(t.Context(), "blue-1", time.Minute); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("status %d: %v", status, err)
+		}
 	}
 }

@@ -266,7 +266,7 @@ func (p *Preflight) migrations(ctx context.Context, in *checkInput) (string, err
 	if in.image.Ref == "" {
 		return "", warningf("no image was named")
 	}
-	out, err := stack.Images{Stack: p.Stack}.RunMigrate(ctx, in.image, "migrate", "-plan")
+	out, err := stack.Images{Stack: p.Stack}.Migrate(ctx, in.image, checkLimit, "migrate", "-plan")
 	if err != nil {
 		return "", fmt.Errorf("read the migrations of the image: %w", err)
 	}

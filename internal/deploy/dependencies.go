@@ -34,8 +34,9 @@ type Clients interface {
 type Images interface {
 	// Resolve finds an image on the host, and pulls it if it is not there.
 	Resolve(ctx context.Context, ref string) (stack.Image, error)
-	// Migrate migrates the database to the image's schema.
-	Migrate(ctx context.Context, image stack.Image) error
+	// Migrate runs the image's migrations for at most limit, and returns their
+	// output.
+	Migrate(ctx context.Context, image stack.Image, limit time.Duration, args ...string) ([]byte, error)
 	// Prune removes the images that nothing uses.
 	Prune(ctx context.Context, images []stack.Image) error
 }

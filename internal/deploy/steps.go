@@ -41,7 +41,8 @@ func (d *Deployer) steps(j *Journal, jd *judge) []step {
 	s := d.Settings
 	all := []step{
 		{"migrate", "bring the database to the image's schema", completed("migrate"), func(ctx context.Context) (string, error) {
-			return "", d.Deps.Images.Migrate(ctx, j.Image)
+			_, err := d.Deps.Images.Migrate(ctx, j.Image, s.MigrateLimit)
+			return "", err
 		}},
 		{"start", fmt.Sprintf("start %d replicas on %s", j.Replicas, j.To), d.undrainIfStarted(j), func(ctx context.Context) (string, error) {
 			return "", d.Deps.Containers.Start(ctx, j.spec())

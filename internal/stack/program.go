@@ -44,7 +44,7 @@ func (e *ProgramError) Unwrap() error { return e.Err }
 const (
 	QuickLimit = time.Minute     // for queries: an engine under load is slow
 	StartLimit = 5 * time.Minute // to create containers, or to stop them with their grace period
-	PullLimit  = 15 * time.Minute
+	pullLimit  = 15 * time.Minute
 	// stopGrace is how long a canceled program may take to end.
 	stopGrace = 10 * time.Second
 	// outputLimit bounds the bytes that are kept of a program's output, stderrLimit

@@ -322,8 +322,10 @@ func (d *Deployer) prune(ctx context.Context, j *Journal) (string, error) {
 	if err != nil {
 		return err.Error(), nil // no reason to roll back a good deploy
 	}
-	seen := []string{j.Image.ID, j.Old.Image.ID}
-	seen = slices.Compact(seen)
+	seen := []string{j.Image.ID}
+	if !j.firstDeploy() && j.Old.Image.ID != j.Image.ID {
+		seen = append(seen, j.Old.Image.ID)
+	}
 	var unused []stack.Image
 	for _, e := range slices.Backward(history) {
 		if e.Outcome != Deployed && e.Outcome != RolledBack || slices.Contains(seen, e.Image.ID) {

@@ -75,14 +75,13 @@ func (d *Deployer) grow(ctx context.Context, scaler Scaler, spec stack.ColorSpec
 			return err
 		}
 	}
-	j := &Journal{ID: spec.Deployment, To: spec.Color, Replicas: spec.Replicas}
-	if err := d.waitReady(ctx, j, false); err != nil {
+	if err := d.waitReady(ctx, spec, false); err != nil {
 		return err
 	}
 	if err := scaler.SetServers(ctx, spec.Color, spec.Replicas); err != nil {
 		return err
 	}
-	return d.waitReady(ctx, j, true)
+	return d.waitReady(ctx, spec, true)
 }
 
 // shrink drains the surplus replicas and removes them.

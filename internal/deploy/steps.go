@@ -47,7 +47,7 @@ func (d *Deployer) steps(j *Journal, jd *judge) []step {
 		{"start", fmt.Sprintf("start %d replicas on %s", j.Replicas, j.To), d.undrainIfStarted(j), func(ctx context.Context) (string, error) {
 			return "", d.Deps.Containers.Start(ctx, j.spec())
 		}},
-		{"ready", "wait until all of them report that they are ready and Traefik agrees", beforeSwitch("ready"), func(ctx context.Context) (string, error) { return "", d.waitReady(ctx, j, true) }},
+		{"ready", "wait until all of them report that they are ready and Traefik agrees", beforeSwitch("ready"), func(ctx context.Context) (string, error) { return "", d.waitReady(ctx, j.spec(), true) }},
 		{"smoke", "join, publish, receive and resume on each of them", beforeSwitch("smoke"), func(ctx context.Context) (string, error) { return "", d.smokeTest(ctx, j) }},
 		{"baseline", fmt.Sprintf("measure %s over the last %v", j.From, s.Baseline), beforeSwitch("baseline"), func(ctx context.Context) (string, error) { return d.measureBaseline(ctx, j) }},
 	}
@@ -122,10 +122,10 @@ func (d *Deployer) undrain(ctx context.Context, s stack.Snapshot, c stack.Color,
 	return d.Deps.Clients.Undrain(ctx, drained)
 }
 
-// waitReady waits until all replicas report that they are ready, and with
+// waitReady waits until all replicas of a color report that they are ready, and with
 // inBalancer until the balancer's health check agrees. It fails at once if one of
 // them ends.
-func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) error {
+func (d *Deployer) waitReady(ctx context.Context, spec stack.ColorSpec, inBalancer bool) error {
 	limit := d.Deps.Clock.Now().Add(d.Settings.ReadyLimit)
 	for {
 		s, err := d.inspect(ctx)
@@ -133,22 +133,22 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 			return err
 		}
 		status, statusErr := d.Deps.Traffic.Status(ctx) // wrong routers in Traefik are corrected by the switch
-		up := status.ServersUp[j.To]
-		if s.CountServing(j.To) == j.Replicas && (up == j.Replicas || !inBalancer) {
+		up := status.ServersUp[spec.Color]
+		if s.CountServing(spec.Color) == spec.Replicas && (up == spec.Replicas || !inBalancer) {
 			return nil
 		}
-		for _, r := range s.Replicas[j.To] {
-			if r.Deployment == j.ID && (r.Restarts > d.Settings.Triggers.Restarts || !r.Running && r.ExitReason != "") {
-				return newTriggerError(TriggerStart, "%s crashed before it was ready: %s", r.Name, cmp.Or(r.ExitReason, "it was restarted"))
+		for _, r := range s.Replicas[spec.Color] {
+			if r.Deployment == spec.Deployment && (r.Restarts > d.Settings.Triggers.Restarts || !r.Running && r.ExitReason != "") {
+				return fmt.Errorf("%s crashed before it was ready: %s", r.Name, cmp.Or(r.ExitReason, "it was restarted"))
 			}
 		}
 		if d.Deps.Clock.Now().After(limit) {
-			problems := describeProblems(s.Replicas[j.To])
+			problems := describeProblems(s.Replicas[spec.Color])
 			if statusErr != nil {
 				problems += "; " + statusErr.Error()
 			}
-			return newTriggerError(TriggerStart, "%d of %d replicas were ready after %v, %d of them according to Traefik%s",
-				s.CountServing(j.To), j.Replicas, d.Settings.ReadyLimit, up, problems)
+			return fmt.Errorf("%d of %d replicas were ready after %v, %d of them according to Traefik%s",
+				s.CountServing(spec.Color), spec.Replicas, d.Settings.ReadyLimit, up, problems)
 		}
 		if err := d.Deps.Clock.Sleep(ctx, min(d.Settings.ProbeEvery, time.Second)); err != nil {
 			return err
@@ -178,7 +178,7 @@ func (d *Deployer) smokeTest(ctx context.Context, j *Journal) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return newTriggerError(TriggerStart, "the smoke test of %s failed: %v", r.Name, err)
+			return fmt.Errorf("the smoke test of %s failed: %w", r.Name, err)
 		}
 	}
 	return nil
@@ -197,7 +197,7 @@ func (d *Deployer) measureBaseline(ctx context.Context, j *Journal) (string, err
 	case err != nil && d.WithoutMetrics:
 		return j.addNote(fmt.Sprintf("no metrics (%v): errors, response time and memory are not judged", err)), nil
 	case err != nil:
-		return "", newTriggerError(TriggerStart, "there is no baseline without metrics: %v", err)
+		return "", fmt.Errorf("there is no baseline without metrics: %w", err)
 	case w.Publishes < float64(d.Settings.Triggers.SlowSamples):
 		j.Baseline = &w
 		return j.addNote(fmt.Sprintf("%.0f publishes in %v are too few for a baseline: %s", w.Publishes, d.Settings.Baseline, floor)), nil
@@ -248,7 +248,7 @@ func (d *Deployer) switchTo(ctx context.Context, j *Journal) (string, error) {
 		return "", err
 	}
 	if s.CountServing(j.To) < j.Replicas {
-		if err := d.waitReady(ctx, j, true); err != nil {
+		if err := d.waitReady(ctx, j.spec(), true); err != nil {
 			return "", err
 		}
 	}
@@ -279,7 +279,7 @@ func (d *Deployer) setRoute(ctx context.Context, r stack.Route) error {
 			if err == nil {
 				err = fmt.Errorf("it still routes to %s", s.Route)
 			}
-			return newTriggerError(TriggerStart, "Traefik did not follow active.yml within %v: %v; see `docker compose logs traefik`", d.Settings.ConfirmLimit, err)
+			return fmt.Errorf("Traefik did not follow active.yml within %v: %w; see `docker compose logs traefik`", d.Settings.ConfirmLimit, err)
 		}
 		if !rewritten && now.After(rewriteAt) {
 			rewritten = true
@@ -311,7 +311,7 @@ func (d *Deployer) checkFromOutside(ctx context.Context, j *Journal) (string, er
 		}
 	}
 	if err != nil && ctx.Err() == nil {
-		return "", newTriggerError(TriggerCheck, "from outside: %v", err)
+		return "", &triggerError{TriggerCheck, "from outside: " + err.Error()}
 	}
 	return latencyNote, errors.Join(err, ctx.Err())
 }

@@ -53,7 +53,6 @@ func TestAMigrationEndsAtItsLimit(t *testing.T) {
 }
 
 func TestAMetricsWindowFromPrometheus(t *testing.T) {
-	testkit.FakeDocker(t, nil)
 	var asked []string
 	s := &stack.Stack{PrometheusURL: "http://prometheus:9090", Client: &http.Client{Transport: testkit.Transport(func(url, query string) (int, string) {
 		asked = append(asked, query)
@@ -64,7 +63,7 @@ func TestAMetricsWindowFromPrometheus(t *testing.T) {
 		t.Fatal(err)
 	}
 	if w.Operations != 1741 || w.Errors != 0 || w.Publishes != 799.2 || w.P95.Round(time.Millisecond) != 172*time.Millisecond ||
-		w.CanaryP95.Round(time.Millisecond) != 168*time.Millisecond || w.Replicas != 3 || w.Memory < .032 || w.Memory > .033 {
+		w.CanaryP95.Round(time.Millisecond) != 168*time.Millisecond || w.Replicas != 3 || w.MemoryBytes < .032*(1<<30) || w.MemoryBytes > .033*(1<<30) {
 		t.Errorf("%+v", w)
 	}
 	for _, q := range asked {
@@ -81,6 +80,29 @@ func TestAMetricsWindowFromPrometheus(t *testing.T) {
 		})}
 		if _, err := NewHostMetrics(s).Window(t.Context(), "blue-1", time.Minute); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("status %d: %v", status, err)
+		}
+	}
+}
+
+// Prometheus' address is found again after a window that failed: a container that was
+// created again has another one.
+func TestPrometheusIsFoundAgainIfItDoesNotAnswer(t *testing.T) {
+	down, found := false, 0
+	recorded := testkit.RecordedTransport(t)
+	h := NewHostMetrics(&stack.Stack{Client: &http.Client{Transport: testkit.Transport(func(url, query string) (int, string) {
+		if down {
+			return 0, ""
+		}
+		return recorded(url, query)
+	})}})
+	h.FindURL = func(context.Context) (string, error) { found++; return "http://prometheus:9090", nil }
+	for i, want := range []struct {
+		down  bool
+		found int
+	}{{false, 1}, {false, 1}, {true, 1}, {false, 2}} {
+		down = want.down
+		if _, err := h.Window(t.Context(), "blue-1", time.Minute); (err != nil) != want.down || found != want.found {
+			t.Errorf("window %d: %v; found %d times, want %d", i, err, found, want.found)
 		}
 	}
 }

@@ -107,9 +107,11 @@ type MetricsWindow struct {
 	// color has both.
 	StoreFailed float64       `json:"store_failed"`
 	CanaryP95   time.Duration `json:"canary_p95"`
-	// Memory is the largest share of the memory limit that a replica uses
-	// (resident memory), from 0 to 1, and 0 when there is no limit.
-	Memory float64 `json:"memory"`
+	// MemoryBytes is the largest resident memory of a replica, and Memory its share
+	// of the memory limit, from 0 to 1. Deployer.metricsWindow sets the share: 0 when
+	// there is no limit.
+	MemoryBytes float64 `json:"-"`
+	Memory      float64 `json:"memory"`
 	// Replicas is how many replicas have metrics.
 	Replicas int `json:"seen"`
 }

@@ -3,6 +3,7 @@ package deploy
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"switchyard/internal/stack"
@@ -14,36 +15,26 @@ const metricsLimit = 5 * time.Second
 // HostMetrics implements Metrics with the stack's Prometheus.
 type HostMetrics struct {
 	*stack.Prometheus
-	// MemoryLimit returns the memory limit of each replica of a deployment in bytes; 0
-	// means no limit.
-	MemoryLimit func(ctx context.Context, deployment string) (int64, error)
+	answered atomic.Pointer[stack.Prometheus] // the one of the last window, if it answered
 }
 
 // NewHostMetrics returns the metrics of a stack.
-func NewHostMetrics(s *stack.Stack) *HostMetrics {
-	return &HostMetrics{s.Prometheus(), func(ctx context.Context, deployment string) (limit int64, err error) {
-		all, err := s.Containers(ctx)
-		for _, c := range all {
-			if c.Deployment == deployment {
-				limit = max(limit, c.MemoryLimit)
-			}
-		}
-		return limit, err
-	}}
-}
+func NewHostMetrics(s *stack.Stack) *HostMetrics { return &HostMetrics{Prometheus: s.Prometheus()} }
 
 // deploymentFilter selects the series of a deployment. Only switchyard_build_info
 // has the deployment's id as a label, so the filter joins on the instance.
 const deploymentFilter = ` * on (instance) group_left () max by (instance) (switchyard_build_info{deployment="%s"})`
 
-// Window returns the metrics of a span that ends now.
-func (h *HostMetrics) Window(ctx context.Context, deployment string, span time.Duration) (MetricsWindow, error) {
-	prometheus, err := h.Resolve(ctx)
-	if err != nil {
-		return MetricsWindow{}, fmt.Errorf("find Prometheus: %w", err)
+// Window returns the metrics of a span that ends now. It finds Prometheus' address
+// again only if the last window failed.
+func (h *HostMetrics) Window(ctx context.Context, deployment string, span time.Duration) (w MetricsWindow, err error) {
+	prometheus := h.answered.Swap(nil)
+	if prometheus == nil {
+		if prometheus, err = h.Resolve(ctx); err != nil {
+			return w, fmt.Errorf("find Prometheus: %w", err)
+		}
 	}
 	query := windowQuery{prometheus, deployment, fmt.Sprintf("%ds", int(span.Seconds())), time.Now()}
-	var w MetricsWindow
 	for _, q := range []struct {
 		into  *float64
 		query string
@@ -66,7 +57,16 @@ func (h *HostMetrics) Window(ctx context.Context, deployment string, span time.D
 	if w.CanaryP95, err = query.p95(ctx, `websocket_canary_duration_seconds_bucket{leg="local"}`); err != nil {
 		return MetricsWindow{}, err
 	}
-	return w, h.fillMemory(ctx, query, &w)
+	samples, err := query.samples(ctx, `process_resident_memory_bytes`+fmt.Sprintf(deploymentFilter, deployment))
+	if err != nil {
+		return MetricsWindow{}, err
+	}
+	w.Replicas = len(samples)
+	for _, s := range samples {
+		w.MemoryBytes = max(w.MemoryBytes, s.Value)
+	}
+	h.answered.Store(prometheus)
+	return w, nil
 }
 
 // A windowQuery holds the parameters that the queries of one window share.
@@ -75,25 +75,6 @@ type windowQuery struct {
 	deployment string
 	span       string
 	at         time.Time
-}
-
-// fillMemory sets the window's Memory and Replicas.
-func (h *HostMetrics) fillMemory(ctx context.Context, q windowQuery, w *MetricsWindow) error {
-	samples, err := q.samples(ctx, `process_resident_memory_bytes`+fmt.Sprintf(deploymentFilter, q.deployment))
-	if err != nil {
-		return err
-	}
-	limit, err := h.MemoryLimit(ctx, q.deployment)
-	if err != nil {
-		return err
-	}
-	w.Replicas = len(samples)
-	for _, s := range samples {
-		if limit > 0 {
-			w.Memory = max(w.Memory, s.Value/float64(limit))
-		}
-	}
-	return nil
 }
 
 // sum returns the expression for a counter's increase on all replicas.

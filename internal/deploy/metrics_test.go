@@ -1,7 +1,6 @@
 package deploy
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -86,7 +85,6 @@ func TestOnlyServerErrorsCountAsErrors(t *testing.T) {
 		return 200, fmt.Sprintf(`{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1795699506,"%v"]}]}}`, sumOf(series, query))
 	})
 	p := NewHostMetrics(&stack.Stack{PrometheusURL: "http://prometheus:9090", Client: &http.Client{Transport: answers}})
-	p.MemoryLimit = func(context.Context, string) (int64, error) { return 0, nil }
 	w, err := p.Window(t.Context(), "blue-1", 30*time.Second)
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,9 @@ import (
 // chance to tidy up.
 type commandKilled struct{}
 
+// modelMemoryLimit is the memory limit of each replica in bytes.
+const modelMemoryLimit = 1 << 30
+
 // imageFaults says how the containers of an image misbehave.
 type imageFaults struct {
 	neverReady bool
@@ -195,7 +198,7 @@ func (m *modelEnv) apply(spec stack.ColorSpec) {
 		delete(m.drainStartedAt, name)
 		m.startedAt[name] = m.now
 		m.replicas[spec.Color] = append(m.replicas[spec.Color], stack.Replica{
-			Name: name, Number: n, Image: spec.Image, Deployment: spec.Deployment, Running: true,
+			Name: name, Number: n, Image: spec.Image, Deployment: spec.Deployment, Running: true, MemoryLimit: modelMemoryLimit,
 		})
 	}
 }
@@ -323,12 +326,12 @@ func (m *modelEnv) Window(_ context.Context, deployment string, span time.Durati
 			f := m.faultsOf(r)
 			share := float64(m.clients[c]) / 1000
 			ops := (300*share + 1) * span.Seconds()
-			w := MetricsWindow{Operations: ops, Errors: f.errors * ops, Publishes: ops, P95: 30 * time.Millisecond, CanaryP95: 5 * time.Millisecond, Replicas: 3, Memory: .2}
+			w := MetricsWindow{Operations: ops, Errors: f.errors * ops, Publishes: ops, P95: 30 * time.Millisecond, CanaryP95: 5 * time.Millisecond, Replicas: 3, MemoryBytes: .2 * modelMemoryLimit}
 			if f.p95 > 0 {
 				w.P95, w.CanaryP95 = f.p95, f.p95
 			}
 			if f.memory != nil {
-				w.Memory = f.memory(m.now.Sub(m.startedAt[r.Name]))
+				w.MemoryBytes = f.memory(m.now.Sub(m.startedAt[r.Name])) * modelMemoryLimit
 			}
 			if m.dbDown(m.now.Add(-span/2)) || m.dbDown(m.now) {
 				w.Errors, w.StoreFailed = ops, 1

@@ -52,7 +52,7 @@ func TestTheKeysOfTheStateFiles(t *testing.T) {
 			`"baseline":{"operations":1,"errors":2,"publishes":3,"p95":4,"store_failed":5,"canary_p95":6,"memory":7,"seen":8},"clients":9,"rolling_back":true,` +
 			`"trigger":"slow","reason":"r","failed_at":"watch","triggered":"2026-11-26T10:00:00Z","back":"2026-11-26T10:00:00Z","evidence":"dir","held":["note"],"notes":["note"]}`: Journal{
 			ID: "d1", Image: stack.Image{Ref: "v2", ID: "id2"}, From: stack.Blue, To: stack.Green, Old: old, Replicas: 3, Started: now, CompletedSteps: steps, SharePercent: 10,
-			Baseline: &MetricsWindow{1, 2, 3, 4, 5, 6, 7, 8}, ClientsBeforeMove: 9, RollingBack: true, Trigger: TriggerSlow, Reason: "r", FailedAt: "watch",
+			Baseline: &MetricsWindow{1, 2, 3, 4, 5, 6, 99, 7, 8}, ClientsBeforeMove: 9, RollingBack: true, Trigger: TriggerSlow, Reason: "r", FailedAt: "watch",
 			TriggeredAt: now, OldServingAt: now, DiagnosticsDir: "dir", SuppressedTriggers: notes, Notes: notes,
 		},
 		`{"id":"d1","outcome":"rolled back","color":"blue","image":{"ref":"v2","id":"id2"},"from":"blue",` +

@@ -190,7 +190,11 @@ func (d *Deployer) measureBaseline(ctx context.Context, j *Journal) (string, err
 	if j.firstDeploy() {
 		return j.addNote("first deploy, no version to compare with: " + floor), nil
 	}
-	w, err := d.Deps.Metrics.Window(ctx, j.Old.Deployment, d.Settings.Baseline)
+	s, err := d.inspect(ctx)
+	if err != nil {
+		return "", err
+	}
+	w, err := d.metricsWindow(ctx, s, j.Old.Deployment, d.Settings.Baseline)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return "", ctx.Err()

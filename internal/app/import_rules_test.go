@@ -67,7 +67,7 @@ var importRules = []importRule{
 	{"internal/client", []string{"internal/message", websocket}},
 	{"internal/load", []string{"internal/client", "internal/message", "github.com/HdrHistogram/hdrhistogram-go"}},
 	{"internal/stack", []string{yamlLib, prometheusAPI, prometheusLib, expfmt, "github.com/google/renameio/v2", "github.com/golang-jwt/jwt/v5"}},
-	{"internal/deploy", []string{"internal/client", "internal/message", "internal/stack", yamlLib, prometheusLib}},
+	{"internal/deploy", []string{"internal/client", "internal/load", "internal/message", "internal/stack", yamlLib, prometheusLib}},
 	{"internal/backup", []string{"internal/stack"}},
 	{"internal/inspect", []string{"internal/backup", "internal/stack", "github.com/google/pprof/profile"}},
 	{"internal/testkit", []string{"go.uber.org/goleak"}},

@@ -96,7 +96,8 @@ func TestDrainingByHand(t *testing.T) {
 func TestABrokenRouteIsRewritten(t *testing.T) {
 	env := newModelEnv(t)
 	d := env.deployer(stateFolder(t))
-	env.routeErr = stack.ErrRoute
+	broken := errors.New("active.yml is empty")
+	env.routeErr = broken
 	began := env.now
 	if e, err := d.Switch(t.Context(), stack.Blue); err != nil || e.Color != stack.Blue || env.routeErr != nil {
 		t.Errorf("%+v, %v", e, err)
@@ -107,7 +108,7 @@ func TestABrokenRouteIsRewritten(t *testing.T) {
 	if _, _, died := env.runUntilKilled(60, func() (HistoryEntry, error) { return d.Deploy(t.Context(), "v2") }); !died {
 		t.Fatal("the deploy was not killed")
 	}
-	env.routeErr, began = stack.ErrRoute, env.now
+	env.routeErr, began = broken, env.now
 	if e, err := d.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || env.route != (stack.Route{Live: stack.Blue}) || env.routeErr != nil {
 		t.Errorf("%+v, %v", e, err)
 	}

@@ -148,6 +148,14 @@ func TestAColorFileWithUnknownServicesIsRefused(t *testing.T) {
 
 func TestAFullDiskLeavesTheOldRoute(t *testing.T) {
 	f := newTraefik(t)
+	green := filepath.Join(f.Dir, "green.yml")
+	text, err := os.ReadFile(green)
+	if err == nil {
+		err = os.WriteFile(green, append(text, "# "+strings.Repeat("x", fullDisk)+"\n"...), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := onAFullDisk(t, func() error { return f.SetRoute(t.Context(), Route{Live: Green}) }); !errors.Is(err, syscall.EFBIG) {
 		t.Error(err)
 	}

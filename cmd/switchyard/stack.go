@@ -56,7 +56,6 @@ func (f *stackFlags) open() (*stack.Stack, error) {
 // A lockedStack is the stack with its deployer. It holds the stack's lock.
 type lockedStack struct {
 	stack    *stack.Stack
-	replicas *stack.Replicas
 	deployer *deploy.Deployer
 	settings deploy.Settings
 	lock     *stack.Lock
@@ -84,7 +83,7 @@ func (f *stackFlags) openLocked(c *cobra.Command) (*lockedStack, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Release())
 	}
-	return &lockedStack{stack: s, replicas: replicas, settings: settings, lock: lock, deployer: &deploy.Deployer{
+	return &lockedStack{stack: s, settings: settings, lock: lock, deployer: &deploy.Deployer{
 		Deps: deploy.Dependencies{
 			Containers: replicas, Clients: replicas, Images: stack.Images{Stack: s}, Traffic: replicas.Traefik,
 			Probes: &deploy.Prober{Stack: s}, Metrics: deploy.NewHostMetrics(s), Records: records, Clock: deploy.HostClock{},

@@ -20,6 +20,9 @@ type Containers interface {
 	Start(ctx context.Context, spec stack.ColorSpec) error
 	// Stop stops and removes a color's replicas.
 	Stop(ctx context.Context, c stack.Color) error
+	// Remove stops and removes single replicas, which are drained. Those numbered 1
+	// to remaining stay.
+	Remove(ctx context.Context, c stack.Color, replicas []string, remaining int) error
 }
 
 // Clients drains replicas and lets them serve again.
@@ -50,6 +53,8 @@ type Traffic interface {
 	// Status asks the balancer for the route that it follows. If its routers are
 	// broken, Status returns an error and still sets ServersUp.
 	Status(ctx context.Context) (stack.BalancerStatus, error)
+	// SetServers lists the replicas of a color numbered 1 to n in the balancer.
+	SetServers(c stack.Color, n int) error
 }
 
 // Probes act as clients do.

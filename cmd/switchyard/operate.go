@@ -23,7 +23,7 @@ func scaleCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("replicas are a number, not %q", args[0])
 			}
-			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) { return s.deployer.Scale(c.Context(), s.replicas, n) })
+			return f.runLocked(c, func(s *lockedStack) (deploy.HistoryEntry, error) { return s.deployer.Scale(c.Context(), n) })
 		},
 	}
 	f.add(c)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 
 	"switchyard/internal/checks"
 	"switchyard/internal/deploy"
-	"switchyard/internal/load"
 	"switchyard/internal/stack"
 )
 
@@ -59,7 +57,6 @@ func (f *stackFlags) open() (*stack.Stack, error) {
 // A lockedStack is the stack with its deployer. It holds the stack's lock.
 type lockedStack struct {
 	stack    *stack.Stack
-	replicas *stack.Replicas
 	deployer *deploy.Deployer
 	settings deploy.Settings
 	lock     *stack.Lock
@@ -87,35 +84,13 @@ func (f *stackFlags) openLocked(c *cobra.Command) (*lockedStack, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Release())
 	}
-	return &lockedStack{stack: s, replicas: replicas, settings: settings, lock: lock, deployer: &deploy.Deployer{
+	return &lockedStack{stack: s, settings: settings, lock: lock, deployer: &deploy.Deployer{
 		Deps: deploy.Dependencies{
 			Containers: replicas, Clients: replicas, Images: stack.Images{Stack: s}, Traffic: replicas.Traefik,
-			Probes: &checks.Prober{Stack: s, Verifier: measureAckLatency}, Metrics: checks.NewHostMetrics(s), Records: records, Clock: deploy.HostClock{},
+			Probes: &checks.Prober{Stack: s}, Metrics: checks.NewHostMetrics(s), Records: records, Clock: deploy.HostClock{},
 		},
 		State: deploy.StateDir{Dir: s.StateDir()}, Settings: settings, Report: f.reporter(c.OutOrStdout()),
 	}}, nil
-}
-
-// measureAckLatency verifies the service through the balancer with a few clients,
-// and returns the p95 of the time from a publish to its ack.
-func measureAckLatency(ctx context.Context, s *stack.Stack, d time.Duration, token string) (time.Duration, error) {
-	plan := load.Plan{
-		URLs: []string{s.Balancer().URL("wss", "/ws")}, Dial: s.Balancer().Dial, TLS: s.Balancer().TLSConfig(),
-		Clients: 12, Rooms: 4, Rate: 40, Duration: d, Cut: d / 5,
-	}
-	if token != "" {
-		plan.Tokens = []string{token}
-	}
-	run, err := load.Start(ctx, plan)
-	if err != nil {
-		return 0, fmt.Errorf("verify: %w", err)
-	}
-	report := run.Report()
-	if report.Verdict != load.Clean {
-		first, _, _ := strings.Cut(report.String(), "\n")
-		return 0, fmt.Errorf("verify: %s", first)
-	}
-	return report.PublishToAck.Quantile(0.95), nil
 }
 
 // reporter returns a function that prints each event in one line, of text or JSON.

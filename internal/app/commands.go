@@ -15,10 +15,7 @@ import (
 	"switchyard/internal/store"
 )
 
-const (
-	migrateTimeout     = 10 * time.Minute
-	healthcheckTimeout = 2 * time.Second
-)
+const healthcheckTimeout = 2 * time.Second
 
 // Serve runs a node until ctx ends or a listener fails. It prints the address of
 // the page to stdout and logs to stderr.
@@ -52,7 +49,8 @@ func Serve(ctx context.Context, cfg config.Config, version string, stdout, stder
 }
 
 // Migrate migrates the database to this version's schema. With -plan it prints the
-// pending migrations as JSON and changes nothing.
+// pending migrations as JSON and changes nothing. It takes as long as its caller lets
+// it: a deploy ends it after migrate_limit.
 func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -60,8 +58,6 @@ func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Wr
 	if err := parseFlags(flags, args); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, migrateTimeout)
-	defer cancel()
 	url := cfg.Store.URL.Reveal()
 	if !*plan {
 		return store.Migrate(ctx, url)

@@ -71,7 +71,7 @@ var importRules = []importRule{
 	{"internal/load", []string{"internal/client", "internal/message", "github.com/HdrHistogram/hdrhistogram-go"}},
 	{"internal/stack", []string{yamlLib, prometheusAPI, prometheusLib, expfmt, "github.com/google/renameio/v2", "github.com/golang-jwt/jwt/v5"}},
 	{"internal/backup", []string{"internal/stack"}},
-	{"internal/checks", []string{"internal/backup", "internal/client", "internal/message", "internal/stack"}},
+	{"internal/checks", []string{"internal/backup", "internal/client", "internal/load", "internal/message", "internal/stack"}},
 	{"internal/deploy", []string{"internal/checks", "internal/stack", yamlLib}},
 	{"internal/inspect", []string{"internal/backup", "internal/checks", "internal/stack", "github.com/google/pprof/profile"}},
 	{"internal/testkit", []string{"go.uber.org/goleak"}},

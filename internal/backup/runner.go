@@ -15,7 +15,7 @@ const acmeFolder = "/acme"
 type Runner interface {
 	// Run runs a program beside a running service, as a user who may connect to it
 	// without a password. The environment leads psql and similar programs to the
-	// right server and database. The error is a stack.ProgramError if the program failed.
+	// right server and database.
 	Run(ctx context.Context, service string, p stack.Program) error
 	// ScratchServer returns a scratch server. Close removes a disposable one. One
 	// that is not disposable is on the disk of the primary's data, so that its data

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"switchyard/internal/client"
+	"switchyard/internal/load"
 	"switchyard/internal/message"
 	"switchyard/internal/stack"
 )
@@ -27,12 +28,7 @@ type Target struct {
 
 // A Prober tests the stack as its users meet it, or a single replica. It publishes in
 // rooms of its own.
-type Prober struct {
-	Stack *stack.Stack
-	// Verifier runs many clients for d, checks what they received, and returns the
-	// p95 from a publish to its ack.
-	Verifier func(ctx context.Context, s *stack.Stack, d time.Duration, token string) (time.Duration, error)
-}
+type Prober struct{ Stack *stack.Stack }
 
 // Smoke connects, joins, publishes and receives, and then resumes on a second
 // connection from before the first message.
@@ -177,19 +173,31 @@ func expectMessage(ctx context.Context, got chan message.Message, want string) e
 	}
 }
 
-// errNoVerifier says that the Prober has no Verifier.
-var errNoVerifier = errors.New("no verifier is set")
-
-// Verify runs the Verifier with a token for its rooms.
+// Verify verifies the service through the balancer with a few clients, and returns
+// the p95 of the time from a publish to its ack.
 func (p *Prober) Verify(ctx context.Context, d time.Duration) (time.Duration, error) {
-	if p.Verifier == nil {
-		return 0, errNoVerifier
-	}
 	token, err := p.Stack.Token(time.Now())
 	if err != nil {
 		return 0, err
 	}
-	return p.Verifier(ctx, p.Stack, d, token)
+	balancer := p.Stack.Balancer()
+	plan := load.Plan{
+		URLs: []string{balancer.URL("wss", "/ws")}, Dial: balancer.Dial, TLS: balancer.TLSConfig(),
+		Clients: 12, Rooms: 4, Rate: 40, Duration: d, Cut: d / 5,
+	}
+	if token != "" {
+		plan.Tokens = []string{token}
+	}
+	run, err := load.Start(ctx, plan)
+	if err != nil {
+		return 0, fmt.Errorf("verify: %w", err)
+	}
+	report := run.Report()
+	if report.Verdict != load.Clean {
+		first, _, _ := strings.Cut(report.String(), "\n")
+		return 0, fmt.Errorf("verify: %s", first)
+	}
+	return report.PublishToAck.Quantile(0.95), nil
 }
 
 // LoadPage loads the page and the client's script through the balancer, as a

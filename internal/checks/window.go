@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"switchyard/internal/stack"
@@ -28,9 +29,11 @@ type MetricsWindow struct {
 	// color has both.
 	StoreFailed float64       `json:"store_failed"`
 	CanaryP95   time.Duration `json:"canary_p95"`
-	// Memory is the largest share of the memory limit that a replica uses
-	// (resident memory), from 0 to 1, and 0 when there is no limit.
-	Memory float64 `json:"memory"`
+	// MemoryBytes is the largest resident memory of a replica, and Memory its share
+	// of the memory limit, from 0 to 1. The caller sets the share: 0 when there is no
+	// limit.
+	MemoryBytes float64 `json:"-"`
+	Memory      float64 `json:"memory"`
 	// Replicas is how many replicas have metrics.
 	Replicas int `json:"seen"`
 }
@@ -47,33 +50,24 @@ func (w MetricsWindow) ErrorRatio() float64 {
 // HostMetrics reads windows from the stack's Prometheus.
 type HostMetrics struct {
 	*stack.Prometheus
-	// MemoryLimit returns the memory limit of each replica of a deployment in bytes; 0
-	// means no limit.
-	MemoryLimit func(ctx context.Context, deployment string) (int64, error)
+	answered atomic.Pointer[stack.Prometheus] // the one of the last window, if it answered
 }
 
 // NewHostMetrics returns the metrics of a stack.
-func NewHostMetrics(s *stack.Stack) *HostMetrics {
-	return &HostMetrics{s.Prometheus(), func(ctx context.Context, deployment string) (limit int64, err error) {
-		all, err := s.Containers(ctx)
-		for _, c := range all {
-			if c.Deployment == deployment {
-				limit = max(limit, c.MemoryLimit)
-			}
-		}
-		return limit, err
-	}}
-}
+func NewHostMetrics(s *stack.Stack) *HostMetrics { return &HostMetrics{Prometheus: s.Prometheus()} }
 
 // deploymentFilter selects the series of a deployment. Only switchyard_build_info
 // has the deployment's id as a label, so the filter joins on the instance.
 const deploymentFilter = ` * on (instance) group_left () max by (instance) (switchyard_build_info{deployment="%s"})`
 
-// Window returns the metrics of a span that ends now.
+// Window returns the metrics of a span that ends now. It finds Prometheus' address
+// again only if the last window failed.
 func (h *HostMetrics) Window(ctx context.Context, deployment string, span time.Duration) (w MetricsWindow, err error) {
-	prometheus, err := h.Resolve(ctx)
-	if err != nil {
-		return w, fmt.Errorf("find Prometheus: %w", err)
+	prometheus := h.answered.Swap(nil)
+	if prometheus == nil {
+		if prometheus, err = h.Resolve(ctx); err != nil {
+			return w, fmt.Errorf("find Prometheus: %w", err)
+		}
 	}
 	now, filter := time.Now(), fmt.Sprintf(deploymentFilter, deployment)
 	query := func(expr string) ([]stack.Sample, error) {
@@ -117,12 +111,9 @@ func (h *HostMetrics) Window(ctx context.Context, deployment string, span time.D
 		return w, err
 	}
 	w.Replicas = len(resident)
-	limit, err := h.MemoryLimit(ctx, deployment)
-	if err != nil || limit == 0 {
-		return w, err
-	}
 	for _, s := range resident {
-		w.Memory = max(w.Memory, s.Value/float64(limit))
+		w.MemoryBytes = max(w.MemoryBytes, s.Value)
 	}
+	h.answered.Store(prometheus)
 	return w, nil
 }

@@ -86,7 +86,6 @@ func TestOnlyServerErrorsCountAsErrors(t *testing.T) {
 		return 200, fmt.Sprintf(`{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1795699506,"%v"]}]}}`, sumOf(series, query))
 	})
 	p := NewHostMetrics(&stack.Stack{PrometheusURL: "http://prometheus:9090", Client: &http.Client{Transport: answers}})
-	p.MemoryLimit = func(context.Context, string) (int64, error) { return 0, nil }
 	w, err := p.Window(t.Context(), "blue-1", 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +110,7 @@ func TestAMetricsWindowFromPrometheus(t *testing.T) {
 		t.Fatal(err)
 	}
 	if w.Operations != 1741 || w.Errors != 0 || w.Publishes != 799.2 || w.P95.Round(time.Millisecond) != 172*time.Millisecond ||
-		w.CanaryP95.Round(time.Millisecond) != 168*time.Millisecond || w.Replicas != 3 || w.Memory < .032 || w.Memory > .033 {
+		w.CanaryP95.Round(time.Millisecond) != 168*time.Millisecond || w.Replicas != 3 || w.MemoryBytes < .032*(1<<30) || w.MemoryBytes > .033*(1<<30) {
 		t.Errorf("%+v", w)
 	}
 	for _, q := range asked {
@@ -128,6 +127,29 @@ func TestAMetricsWindowFromPrometheus(t *testing.T) {
 		})}
 		if _, err := NewHostMetrics(s).Window(t.Context(), "blue-1", time.Minute); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("status %d: %v", status, err)
+		}
+	}
+}
+
+// Prometheus' address is found again after a window that failed: a container that was
+// created again has another one.
+func TestPrometheusIsFoundAgainIfItDoesNotAnswer(t *testing.T) {
+	down, found := false, 0
+	recorded := testkit.RecordedTransport(t)
+	h := NewHostMetrics(&stack.Stack{Client: &http.Client{Transport: testkit.Transport(func(url, query string) (int, string) {
+		if down {
+			return 0, ""
+		}
+		return recorded(url, query)
+	})}})
+	h.FindURL = func(context.Context) (string, error) { found++; return "http://prometheus:9090", nil }
+	for i, want := range []struct {
+		down  bool
+		found int
+	}{{false, 1}, {false, 1}, {true, 1}, {false, 2}} {
+		down = want.down
+		if _, err := h.Window(t.Context(), "blue-1", time.Minute); (err != nil) != want.down || found != want.found {
+			t.Errorf("window %d: %v; found %d times, want %d", i, err, found, want.found)
 		}
 	}
 }

@@ -1,10 +1,13 @@
 package deploy
 
 import (
+	"context"
 	"fmt"
-
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
@@ -28,6 +31,23 @@ func TestTheOverviewShowsTheStatusOfEachColor(t *testing.T) {
 		if text := o.String(); !strings.Contains(text, says+"\n") && !strings.Contains(text, says+" ready") {
 			t.Errorf("the overview does not say %q:\n%s", says, text)
 		}
+	}
+}
+
+// A migration ends at migrate_limit, and at no other bound.
+func TestAMigrationEndsAtItsLimit(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte("#!/bin/sh\nexec sleep infinity\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	d := newModelEnv(t).deployer(stateFolder(t))
+	d.Deps.Images, d.Settings.MigrateLimit = stack.Images{Stack: &stack.Stack{Dir: dir}}, 50*time.Millisecond
+	migrate := d.steps(new(Journal), nil)[0]
+	if _, err := migrate.do(ctx); migrate.name != "migrate" || err == nil || !strings.Contains(err.Error(), "no end within 50ms") {
+		t.Errorf("%s: %v", migrate.name, err)
 	}
 }
 

@@ -21,6 +21,9 @@ type Containers interface {
 	Start(ctx context.Context, spec stack.ColorSpec) error
 	// Stop stops and removes a color's replicas.
 	Stop(ctx context.Context, c stack.Color) error
+	// Remove stops and removes single replicas, which are drained. Those numbered 1
+	// to remaining stay.
+	Remove(ctx context.Context, c stack.Color, replicas []string, remaining int) error
 }
 
 // Clients drains replicas and lets them serve again.
@@ -35,8 +38,9 @@ type Clients interface {
 type Images interface {
 	// Resolve finds an image on the host, and pulls it if it is not there.
 	Resolve(ctx context.Context, ref string) (stack.Image, error)
-	// Migrate migrates the database to the image's schema.
-	Migrate(ctx context.Context, image stack.Image) error
+	// Migrate runs the image's migrations for at most limit, and returns their
+	// output.
+	Migrate(ctx context.Context, image stack.Image, limit time.Duration, args ...string) ([]byte, error)
 	// Prune removes the images that nothing uses.
 	Prune(ctx context.Context, images []stack.Image) error
 }
@@ -50,6 +54,8 @@ type Traffic interface {
 	// Status asks the balancer for the route that it follows. If its routers are
 	// broken, Status returns an error and still sets ServersUp.
 	Status(ctx context.Context) (stack.BalancerStatus, error)
+	// SetServers lists the replicas of a color numbered 1 to n in the balancer.
+	SetServers(c stack.Color, n int) error
 }
 
 // Probes act as clients do.

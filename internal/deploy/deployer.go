@@ -111,10 +111,6 @@ type triggerError struct {
 
 func (e *triggerError) Error() string { return e.reason }
 
-func newTriggerError(t Trigger, format string, args ...any) error {
-	return &triggerError{t, fmt.Sprintf(format, args...)}
-}
-
 // An unknownStateError says that the containers could not be inspected. It is no
 // reason for a rollback.
 type unknownStateError struct{ err error }

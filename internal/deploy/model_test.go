@@ -17,6 +17,9 @@ import (
 // chance to tidy up.
 type commandKilled struct{}
 
+// modelMemoryLimit is the memory limit of each replica in bytes.
+const modelMemoryLimit = 1 << 30
+
 // imageFaults says how the containers of an image misbehave.
 type imageFaults struct {
 	neverReady bool
@@ -52,7 +55,6 @@ type modelEnv struct {
 
 	dbDown                   func(now time.Time) bool
 	metricsErr               error
-	migrateErr               error
 	oldFaults                imageFaults // of the first deployment
 	notifications            []Notification
 	savedDiagnostics, pruned []string
@@ -197,7 +199,7 @@ func (m *modelEnv) apply(spec stack.ColorSpec) {
 		delete(m.drainStartedAt, name)
 		m.startedAt[name] = m.now
 		m.replicas[spec.Color] = append(m.replicas[spec.Color], stack.Replica{
-			Name: name, Number: n, Image: spec.Image, Deployment: spec.Deployment, Running: true,
+			Name: name, Number: n, Image: spec.Image, Deployment: spec.Deployment, Running: true, MemoryLimit: modelMemoryLimit,
 		})
 	}
 }
@@ -251,9 +253,9 @@ func (m *modelEnv) Resolve(_ context.Context, ref string) (stack.Image, error) {
 	return stack.Image{Ref: ref, ID: "id-" + ref}, nil
 }
 
-func (m *modelEnv) Migrate(context.Context, stack.Image) error {
+func (m *modelEnv) Migrate(context.Context, stack.Image, time.Duration, ...string) ([]byte, error) {
 	defer m.trackCall()()
-	return m.migrateErr
+	return nil, nil
 }
 
 func (m *modelEnv) Prune(_ context.Context, images []stack.Image) error {
@@ -325,12 +327,12 @@ func (m *modelEnv) Window(_ context.Context, deployment string, span time.Durati
 			f := m.faultsOf(r)
 			share := float64(m.clients[c]) / 1000
 			ops := (300*share + 1) * span.Seconds()
-			w := checks.MetricsWindow{Operations: ops, Errors: f.errors * ops, Publishes: ops, P95: 30 * time.Millisecond, CanaryP95: 5 * time.Millisecond, Replicas: 3, Memory: .2}
+			w := checks.MetricsWindow{Operations: ops, Errors: f.errors * ops, Publishes: ops, P95: 30 * time.Millisecond, CanaryP95: 5 * time.Millisecond, Replicas: 3, MemoryBytes: .2 * modelMemoryLimit}
 			if f.p95 > 0 {
 				w.P95, w.CanaryP95 = f.p95, f.p95
 			}
 			if f.memory != nil {
-				w.Memory = f.memory(m.now.Sub(m.startedAt[r.Name]))
+				w.MemoryBytes = f.memory(m.now.Sub(m.startedAt[r.Name])) * modelMemoryLimit
 			}
 			if m.dbDown(m.now.Add(-span/2)) || m.dbDown(m.now) {
 				w.Errors, w.StoreFailed = ops, 1

@@ -187,11 +187,10 @@ func (d *Deployer) Switch(ctx context.Context, c stack.Color) (HistoryEntry, err
 	if l.Replicas == 0 {
 		return HistoryEntry{}, &RefusedError{fmt.Errorf("switch to %s: %w; `switchyard deploy` starts it", c, errNotRunning)}
 	}
-	j := &Journal{ID: l.Deployment, Image: l.Image, From: c.Other(), To: c, Replicas: l.Replicas}
 	if err := d.undrain(ctx, s, c, l.Deployment); err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
-	if err := d.waitReady(ctx, j, true); err != nil {
+	if err := d.waitReady(ctx, l, true); err != nil {
 		return HistoryEntry{}, &RefusedError{err}
 	}
 	if err := d.setRoute(ctx, stack.Route{Live: c}); err != nil {

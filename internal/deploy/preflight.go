@@ -154,7 +154,7 @@ func (p *Preflight) migrations(ctx context.Context, image stack.Image) []checks.
 	if image.Ref == "" {
 		return checks.Warnf("no image was named")
 	}
-	out, err := stack.Images{Stack: p.Stack}.RunMigrate(ctx, image, "migrate", "-plan")
+	out, err := stack.Images{Stack: p.Stack}.Migrate(ctx, image, checkLimit, "migrate", "-plan")
 	if err != nil {
 		return checks.Failf("read the migrations of the image: %v", err)
 	}

@@ -75,3 +75,21 @@ func TestOldImagesAreRemoved(t *testing.T) {
 		t.Errorf("removed %v, want %v", env.pruned, want)
 	}
 }
+
+// A first deploy has no old version, which therefore takes no image's place.
+func TestAFirstDeployKeepsAsManyImages(t *testing.T) {
+	env := newModelEnv(t)
+	d := env.deployer(stateFolder(t))
+	for _, image := range []string{"v1", "v2", "v3"} {
+		e := HistoryEntry{ID: image, Outcome: Deployed, Image: stack.Image{Ref: image, ID: "id-" + image}}
+		if err := d.State.appendHistory(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.prune(t.Context(), &Journal{Image: stack.Image{Ref: "v4", ID: "id-v4"}}); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"v1"}; !slices.Equal(env.pruned, want) {
+		t.Errorf("removed %v, want %v", env.pruned, want)
+	}
+}

@@ -11,17 +11,9 @@ import (
 	"switchyard/internal/stack"
 )
 
-// A Scaler adds and removes single replicas.
-type Scaler interface {
-	// SetServers lists the replicas numbered 1 to n in the balancer.
-	SetServers(ctx context.Context, c stack.Color, n int) error
-	// Remove stops and removes replicas. Those numbered 1 to remaining stay.
-	Remove(ctx context.Context, c stack.Color, replicas []string, remaining int) error
-}
-
 // Scale gives the live color n replicas. It waits until new replicas serve, and
 // drains replicas before it removes them.
-func (d *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntry, error) {
+func (d *Deployer) Scale(ctx context.Context, n int) (HistoryEntry, error) {
 	if n < 1 || n > 100 {
 		return HistoryEntry{}, &RefusedError{fmt.Errorf("replicas must be 1 to 100, not %d", n)}
 	}
@@ -49,10 +41,10 @@ func (d *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntr
 		}
 	}
 	if len(surplus) > 0 {
-		err = d.shrink(ctx, scaler, route.Live, surplus, n)
+		err = d.shrink(ctx, route.Live, surplus, n)
 	} else {
 		l.Replicas = n
-		err = d.grow(ctx, scaler, l, before)
+		err = d.grow(ctx, l, before)
 	}
 	if err != nil {
 		return HistoryEntry{}, &UnfinishedError{Step: "scale", Live: route.Live, Err: err, Next: fmt.Sprintf("`switchyard scale %d` continues, `switchyard scale %d` undoes it", n, before)}
@@ -68,30 +60,29 @@ func (d *Deployer) Scale(ctx context.Context, scaler Scaler, n int) (HistoryEntr
 // the balancer assumes that a new server is up until its first health check, and
 // would send users to a replica that is not ready. A killed command may have started the
 // replicas already.
-func (d *Deployer) grow(ctx context.Context, scaler Scaler, spec stack.ColorSpec, before int) error {
+func (d *Deployer) grow(ctx context.Context, spec stack.ColorSpec, before int) error {
 	if spec.Replicas > before {
 		d.report("scale", "begin", "%s from %d to %d replicas", spec.Color, before, spec.Replicas)
 		if err := d.Deps.Containers.Start(ctx, spec); err != nil {
 			return err
 		}
 	}
-	j := &Journal{ID: spec.Deployment, To: spec.Color, Replicas: spec.Replicas}
-	if err := d.waitReady(ctx, j, false); err != nil {
+	if err := d.waitReady(ctx, spec, false); err != nil {
 		return err
 	}
-	if err := scaler.SetServers(ctx, spec.Color, spec.Replicas); err != nil {
+	if err := d.Deps.Traffic.SetServers(spec.Color, spec.Replicas); err != nil {
 		return err
 	}
-	return d.waitReady(ctx, j, true)
+	return d.waitReady(ctx, spec, true)
 }
 
 // shrink drains the surplus replicas and removes them.
-func (d *Deployer) shrink(ctx context.Context, scaler Scaler, c stack.Color, surplus []string, remaining int) error {
+func (d *Deployer) shrink(ctx context.Context, c stack.Color, surplus []string, remaining int) error {
 	d.report("scale", "begin", "drain and remove %s", strings.Join(surplus, ", "))
 	if err := d.drainAndWait(ctx, "scale", c, surplus, "node"); err != nil {
 		return err
 	}
-	return scaler.Remove(ctx, c, surplus, remaining)
+	return d.Deps.Containers.Remove(ctx, c, surplus, remaining)
 }
 
 // drainAndWait drains replicas and waits until they are drained, for at most

@@ -25,7 +25,7 @@ func (m *modelEnv) Remove(_ context.Context, c stack.Color, names []string, _ in
 
 // SetServers lists replicas, which must serve: the balancer sends users to them at
 // once.
-func (m *modelEnv) SetServers(_ context.Context, c stack.Color, n int) error {
+func (m *modelEnv) SetServers(c stack.Color, n int) error {
 	defer m.trackCall()()
 	if s := m.snapshot(); s.CountServing(c) < n {
 		m.t.Fatalf("%d replicas of %s are listed in the balancer, but only %d serve", n, c, s.CountServing(c))
@@ -37,24 +37,24 @@ func (m *modelEnv) SetServers(_ context.Context, c stack.Color, n int) error {
 func TestScaling(t *testing.T) {
 	env := newModelEnv(t)
 	d := env.deployer(stateFolder(t))
-	if e, err := d.Scale(t.Context(), env, 5); err != nil || env.snapshot().CountServing(stack.Blue) != 5 || env.listedServers != 5 || e.Outcome != Scaled {
+	if e, err := d.Scale(t.Context(), 5); err != nil || env.snapshot().CountServing(stack.Blue) != 5 || env.listedServers != 5 || e.Outcome != Scaled {
 		t.Fatal(e, err)
 	}
-	if e, err := d.Scale(t.Context(), env, 2); err != nil || env.snapshot().CountServing(stack.Blue) != 2 || env.clients[stack.Blue] != 1000 {
+	if e, err := d.Scale(t.Context(), 2); err != nil || env.snapshot().CountServing(stack.Blue) != 2 || env.clients[stack.Blue] != 1000 {
 		t.Fatal(e, err, env.clients)
 	}
-	if e, err := d.Scale(t.Context(), env, 2); err != nil {
+	if e, err := d.Scale(t.Context(), 2); err != nil {
 		t.Fatal(e, err)
 	}
 	// The command is killed before the new replica is listed, and run again.
-	if _, _, died := env.runUntilKilled(12, func() (HistoryEntry, error) { return d.Scale(t.Context(), env, 3) }); !died || env.listedServers == 3 {
+	if _, _, died := env.runUntilKilled(12, func() (HistoryEntry, error) { return d.Scale(t.Context(), 3) }); !died || env.listedServers == 3 {
 		t.Fatalf("killed %v, %d servers listed", died, env.listedServers)
 	}
-	if e, err := d.Scale(t.Context(), env, 3); err != nil || env.listedServers != 3 || env.snapshot().CountServing(stack.Blue) != 3 {
+	if e, err := d.Scale(t.Context(), 3); err != nil || env.listedServers != 3 || env.snapshot().CountServing(stack.Blue) != 3 {
 		t.Fatal(e, err, env.listedServers)
 	}
 	var refused *RefusedError
-	if _, err := d.Scale(t.Context(), env, 0); !errors.As(err, &refused) || !strings.Contains(err.Error(), "1 to 100") {
+	if _, err := d.Scale(t.Context(), 0); !errors.As(err, &refused) || !strings.Contains(err.Error(), "1 to 100") {
 		t.Error(err)
 	}
 }
@@ -96,7 +96,8 @@ func TestDrainingByHand(t *testing.T) {
 func TestABrokenRouteIsRewritten(t *testing.T) {
 	env := newModelEnv(t)
 	d := env.deployer(stateFolder(t))
-	env.routeErr = stack.ErrRoute
+	broken := errors.New("active.yml is empty")
+	env.routeErr = broken
 	began := env.now
 	if e, err := d.Switch(t.Context(), stack.Blue); err != nil || e.Color != stack.Blue || env.routeErr != nil {
 		t.Errorf("%+v, %v", e, err)
@@ -107,7 +108,7 @@ func TestABrokenRouteIsRewritten(t *testing.T) {
 	if _, _, died := env.runUntilKilled(60, func() (HistoryEntry, error) { return d.Deploy(t.Context(), "v2") }); !died {
 		t.Fatal("the deploy was not killed")
 	}
-	env.routeErr, began = stack.ErrRoute, env.now
+	env.routeErr, began = broken, env.now
 	if e, err := d.Rollback(t.Context()); err != nil || e.Outcome != RolledBack || env.route != (stack.Route{Live: stack.Blue}) || env.routeErr != nil {
 		t.Errorf("%+v, %v", e, err)
 	}
@@ -122,7 +123,7 @@ func TestAnUnfinishedDeployBlocksOtherCommands(t *testing.T) {
 	if _, _, died := env.runUntilKilled(60, func() (HistoryEntry, error) { return d.Deploy(t.Context(), "v2") }); !died {
 		t.Fatal("the deploy was not killed")
 	}
-	_, scale := d.Scale(t.Context(), env, 5)
+	_, scale := d.Scale(t.Context(), 5)
 	_, swap := d.Switch(t.Context(), stack.Green)
 	_, other := d.Deploy(t.Context(), "v3")
 	for _, err := range []error{scale, swap, other, d.Drain(t.Context(), "app_blue-1"), d.Undrain(t.Context(), "blue")} {

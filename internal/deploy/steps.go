@@ -41,12 +41,13 @@ func (d *Deployer) steps(j *Journal, jd *judge) []step {
 	s := d.Settings
 	all := []step{
 		{"migrate", "bring the database to the image's schema", completed("migrate"), func(ctx context.Context) (string, error) {
-			return "", d.Deps.Images.Migrate(ctx, j.Image)
+			_, err := d.Deps.Images.Migrate(ctx, j.Image, s.MigrateLimit)
+			return "", err
 		}},
 		{"start", fmt.Sprintf("start %d replicas on %s", j.Replicas, j.To), d.undrainIfStarted(j), func(ctx context.Context) (string, error) {
 			return "", d.Deps.Containers.Start(ctx, j.spec())
 		}},
-		{"ready", "wait until all of them report that they are ready and Traefik agrees", beforeSwitch("ready"), func(ctx context.Context) (string, error) { return "", d.waitReady(ctx, j, true) }},
+		{"ready", "wait until all of them report that they are ready and Traefik agrees", beforeSwitch("ready"), func(ctx context.Context) (string, error) { return "", d.waitReady(ctx, j.spec(), true) }},
 		{"smoke", "join, publish, receive and resume on each of them", beforeSwitch("smoke"), func(ctx context.Context) (string, error) { return "", d.smokeTest(ctx, j) }},
 		{"baseline", fmt.Sprintf("measure %s over the last %v", j.From, s.Baseline), beforeSwitch("baseline"), func(ctx context.Context) (string, error) { return d.measureBaseline(ctx, j) }},
 	}
@@ -121,10 +122,10 @@ func (d *Deployer) undrain(ctx context.Context, s stack.Snapshot, c stack.Color,
 	return d.Deps.Clients.Undrain(ctx, drained)
 }
 
-// waitReady waits until all replicas report that they are ready, and with
+// waitReady waits until all replicas of a color report that they are ready, and with
 // inBalancer until the balancer's health check agrees. It fails at once if one of
 // them ends.
-func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) error {
+func (d *Deployer) waitReady(ctx context.Context, spec stack.ColorSpec, inBalancer bool) error {
 	limit := d.Deps.Clock.Now().Add(d.Settings.ReadyLimit)
 	for {
 		s, err := d.inspect(ctx)
@@ -132,22 +133,22 @@ func (d *Deployer) waitReady(ctx context.Context, j *Journal, inBalancer bool) e
 			return err
 		}
 		status, statusErr := d.Deps.Traffic.Status(ctx) // wrong routers in Traefik are corrected by the switch
-		up := status.ServersUp[j.To]
-		if s.CountServing(j.To) == j.Replicas && (up == j.Replicas || !inBalancer) {
+		up := status.ServersUp[spec.Color]
+		if s.CountServing(spec.Color) == spec.Replicas && (up == spec.Replicas || !inBalancer) {
 			return nil
 		}
-		for _, r := range s.Replicas[j.To] {
-			if r.Deployment == j.ID && (r.Restarts > d.Settings.Triggers.Restarts || !r.Running && r.ExitReason != "") {
-				return newTriggerError(TriggerStart, "%s crashed before it was ready: %s", r.Name, cmp.Or(r.ExitReason, "it was restarted"))
+		for _, r := range s.Replicas[spec.Color] {
+			if r.Deployment == spec.Deployment && (r.Restarts > d.Settings.Triggers.Restarts || !r.Running && r.ExitReason != "") {
+				return fmt.Errorf("%s crashed before it was ready: %s", r.Name, cmp.Or(r.ExitReason, "it was restarted"))
 			}
 		}
 		if d.Deps.Clock.Now().After(limit) {
-			problems := s.DescribeProblems(j.To)
+			problems := s.DescribeProblems(spec.Color)
 			if statusErr != nil {
 				problems += "; " + statusErr.Error()
 			}
-			return newTriggerError(TriggerStart, "%d of %d replicas were ready after %v, %d of them according to Traefik%s",
-				s.CountServing(j.To), j.Replicas, d.Settings.ReadyLimit, up, problems)
+			return fmt.Errorf("%d of %d replicas were ready after %v, %d of them according to Traefik%s",
+				s.CountServing(spec.Color), spec.Replicas, d.Settings.ReadyLimit, up, problems)
 		}
 		if err := d.Deps.Clock.Sleep(ctx, min(d.Settings.ProbeEvery, time.Second)); err != nil {
 			return err
@@ -166,7 +167,7 @@ func (d *Deployer) smokeTest(ctx context.Context, j *Journal) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return newTriggerError(TriggerStart, "the smoke test of %s failed: %v", r.Name, err)
+			return fmt.Errorf("the smoke test of %s failed: %w", r.Name, err)
 		}
 	}
 	return nil
@@ -178,14 +179,18 @@ func (d *Deployer) measureBaseline(ctx context.Context, j *Journal) (string, err
 	if j.firstDeploy() {
 		return j.addNote("first deploy, no version to compare with: " + floor), nil
 	}
-	w, err := d.Deps.Metrics.Window(ctx, j.Old.Deployment, d.Settings.Baseline)
+	s, err := d.inspect(ctx)
+	if err != nil {
+		return "", err
+	}
+	w, err := d.metricsWindow(ctx, s, j.Old.Deployment, d.Settings.Baseline)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return "", ctx.Err()
 	case err != nil && d.WithoutMetrics:
 		return j.addNote(fmt.Sprintf("no metrics (%v): errors, response time and memory are not judged", err)), nil
 	case err != nil:
-		return "", newTriggerError(TriggerStart, "there is no baseline without metrics: %v", err)
+		return "", fmt.Errorf("there is no baseline without metrics: %w", err)
 	case w.Publishes < float64(d.Settings.Triggers.SlowSamples):
 		j.Baseline = &w
 		return j.addNote(fmt.Sprintf("%.0f publishes in %v are too few for a baseline: %s", w.Publishes, d.Settings.Baseline, floor)), nil
@@ -236,7 +241,7 @@ func (d *Deployer) switchTo(ctx context.Context, j *Journal) (string, error) {
 		return "", err
 	}
 	if s.CountServing(j.To) < j.Replicas {
-		if err := d.waitReady(ctx, j, true); err != nil {
+		if err := d.waitReady(ctx, j.spec(), true); err != nil {
 			return "", err
 		}
 	}
@@ -267,7 +272,7 @@ func (d *Deployer) setRoute(ctx context.Context, r stack.Route) error {
 			if err == nil {
 				err = fmt.Errorf("it still routes to %s", s.Route)
 			}
-			return newTriggerError(TriggerStart, "Traefik did not follow active.yml within %v: %v; see `docker compose logs traefik`", d.Settings.ConfirmLimit, err)
+			return fmt.Errorf("Traefik did not follow active.yml within %v: %w; see `docker compose logs traefik`", d.Settings.ConfirmLimit, err)
 		}
 		if !rewritten && now.After(rewriteAt) {
 			rewritten = true
@@ -299,7 +304,7 @@ func (d *Deployer) checkFromOutside(ctx context.Context, j *Journal) (string, er
 		}
 	}
 	if err != nil && ctx.Err() == nil {
-		return "", newTriggerError(TriggerCheck, "from outside: %v", err)
+		return "", &triggerError{TriggerCheck, "from outside: " + err.Error()}
 	}
 	return latencyNote, errors.Join(err, ctx.Err())
 }
@@ -310,8 +315,10 @@ func (d *Deployer) prune(ctx context.Context, j *Journal) (string, error) {
 	if err != nil {
 		return err.Error(), nil // no reason to roll back a good deploy
 	}
-	seen := []string{j.Image.ID, j.Old.Image.ID}
-	seen = slices.Compact(seen)
+	seen := []string{j.Image.ID}
+	if !j.firstDeploy() && j.Old.Image.ID != j.Image.ID {
+		seen = append(seen, j.Old.Image.ID)
+	}
 	var unused []stack.Image
 	for _, e := range slices.Backward(history) {
 		if e.Outcome != Deployed && e.Outcome != RolledBack || slices.Contains(seen, e.Image.ID) {

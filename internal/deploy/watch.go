@@ -52,7 +52,7 @@ func (w *watcher) tick(ctx context.Context) (stack.Snapshot, error) {
 	err = w.jd.judgeHealth(s)
 	if now := w.d.Deps.Clock.Now(); err == nil && !now.Before(w.next) {
 		w.next = now.Add(w.d.Settings.Window)
-		err = w.metrics(ctx, now)
+		err = w.metrics(ctx, s, now)
 	}
 	for _, suppressed := range w.jd.newlySuppressed() {
 		w.j.SuppressedTriggers = append(w.j.SuppressedTriggers, suppressed)
@@ -66,9 +66,9 @@ func (w *watcher) tick(ctx context.Context) (stack.Snapshot, error) {
 
 // metrics judges a window of metrics. Without metrics it warns once, and only
 // health is judged.
-func (w *watcher) metrics(ctx context.Context, now time.Time) error {
+func (w *watcher) metrics(ctx context.Context, s stack.Snapshot, now time.Time) error {
 	span := w.d.Settings.Window
-	newWindow, err := w.d.Deps.Metrics.Window(ctx, w.j.ID, span)
+	newWindow, err := w.d.metricsWindow(ctx, s, w.j.ID, span)
 	if err != nil {
 		if w.metricsErr == "" && ctx.Err() == nil {
 			w.metricsErr = err.Error()
@@ -78,13 +78,23 @@ func (w *watcher) metrics(ctx context.Context, now time.Time) error {
 	}
 	var old checks.MetricsWindow
 	if !w.j.firstDeploy() {
-		if old, err = w.d.Deps.Metrics.Window(ctx, w.j.Old.Deployment, span); err != nil {
+		if old, err = w.d.metricsWindow(ctx, s, w.j.Old.Deployment, span); err != nil {
 			return nil // skip this window: the next one is tried again
 		}
 	}
 	w.windows++
 	w.last = newWindow
 	return w.jd.judgeWindow(newWindow, old, now)
+}
+
+// metricsWindow returns the metrics of a deployment, whose memory limit the snapshot
+// has.
+func (d *Deployer) metricsWindow(ctx context.Context, s stack.Snapshot, deployment string, span time.Duration) (checks.MetricsWindow, error) {
+	w, err := d.Deps.Metrics.Window(ctx, deployment, span)
+	if limit := s.MemoryLimit(deployment); limit > 0 {
+		w.Memory = w.MemoryBytes / float64(limit)
+	}
+	return w, err
 }
 
 // summary describes the last window of the watch.

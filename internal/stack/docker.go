@@ -39,7 +39,7 @@ func composeArgs(s *Stack, args ...string) []string {
 
 // Run runs a program beside a running service, as a user who may connect to it
 // without a password. The environment leads psql and similar programs to the right
-// server and database. The error is a ProgramError if the program failed.
+// server and database.
 func (s *Stack) Run(ctx context.Context, service string, p Program) error {
 	args := []string{"exec", "-T"}
 	program := p.Args

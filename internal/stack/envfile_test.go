@@ -12,7 +12,11 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// onAFullDisk calls write while no file can grow over 4 bytes.
+// fullDisk is the size over which no file can grow in onAFullDisk. The log of the go
+// command, which the tests write meanwhile, is smaller.
+const fullDisk = 1 << 18
+
+// onAFullDisk calls write while no file can grow over fullDisk bytes.
 func onAFullDisk(t *testing.T, write func() error) error {
 	t.Helper()
 	var before syscall.Rlimit
@@ -21,7 +25,7 @@ func onAFullDisk(t *testing.T, write func() error) error {
 	}
 	signal.Ignore(syscall.SIGXFSZ) // the write itself then fails
 	defer signal.Reset(syscall.SIGXFSZ)
-	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 4, Max: before.Max}); err != nil {
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: fullDisk, Max: before.Max}); err != nil {
 		t.Fatal(err)
 	}
 	err := write()
@@ -38,7 +42,7 @@ func TestAFullDiskIsReportedAndKeepsTheOldFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := onAFullDisk(t, func() error {
-		return writeColorEnv(dir, ColorSpec{Color: Blue, Image: Image{Ref: "v2"}, Deployment: "d", Replicas: 2})
+		return writeColorEnv(dir, ColorSpec{Color: Blue, Image: Image{Ref: "v2"}, Deployment: strings.Repeat("d", fullDisk), Replicas: 2})
 	})
 	if !errors.Is(err, syscall.EFBIG) || !strings.Contains(err.Error(), ".env") {
 		t.Error(err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Images are the images on this host.
@@ -47,7 +48,7 @@ func (i Images) inspectImage(ctx context.Context, ref string) (imageInfo, error)
 func (i Images) Resolve(ctx context.Context, ref string) (Image, error) {
 	found, err := i.inspectImage(ctx, ref)
 	if err != nil {
-		if _, pulled := i.Stack.Docker(ctx, PullLimit, "pull", "-q", ref); pulled != nil {
+		if _, pulled := i.Stack.Docker(ctx, pullLimit, "pull", "-q", ref); pulled != nil {
 			return Image{}, fmt.Errorf("image %s is not on this host and can't be pulled: %w", ref, pulled)
 		}
 		if found, err = i.inspectImage(ctx, ref); err != nil {
@@ -57,16 +58,11 @@ func (i Images) Resolve(ctx context.Context, ref string) (Image, error) {
 	return Image{Ref: ref, ID: found.ID}, nil
 }
 
-// Migrate runs the image's migrations in a one-off container.
-func (i Images) Migrate(ctx context.Context, image Image) error {
-	_, err := i.RunMigrate(ctx, image)
-	return err
-}
-
-// RunMigrate runs the stack's service migrate with an image, and returns its output.
-func (i Images) RunMigrate(ctx context.Context, image Image, args ...string) ([]byte, error) {
+// Migrate runs the stack's service migrate with an image, for at most limit, and
+// returns its output.
+func (i Images) Migrate(ctx context.Context, image Image, limit time.Duration, args ...string) ([]byte, error) {
 	args = append([]string{"run", "--rm", "--no-deps", "-T", "migrate"}, args...)
-	return i.Stack.Compose(ctx, PullLimit, []string{"IMAGE_MIGRATE=" + image.ID}, args...)
+	return i.Stack.Compose(ctx, limit, []string{"IMAGE_MIGRATE=" + image.ID}, args...)
 }
 
 // Prune removes images that are no longer deployed, by their reference, unless it

@@ -13,14 +13,14 @@ import (
 )
 
 // A LockedError says that another command holds the lock.
-type LockedError struct{ Holder LockHolder }
+type LockedError struct{ holder LockHolder }
 
 func (e *LockedError) Error() string {
-	if !e.Holder.alive() {
-		return fmt.Sprintf("a program that a dead command (process %d, %s) started is still running: try again in a minute", e.Holder.PID, e.Holder.Command)
+	if !e.holder.alive() {
+		return fmt.Sprintf("a program that a dead command (process %d, %s) started is still running: try again in a minute", e.holder.PID, e.holder.Command)
 	}
 	return fmt.Sprintf("process %d (%s) is at it since %s: wait for it",
-		e.Holder.PID, e.Holder.Command, e.Holder.Since.Format(time.RFC3339))
+		e.holder.PID, e.holder.Command, e.holder.Since.Format(time.RFC3339))
 }
 
 // A LockHolder is the process that holds the lock.
@@ -105,11 +105,11 @@ func acquire(ctx context.Context, f *os.File, wait time.Duration) error {
 		}
 		h, _ := readHolder(f)
 		if h.alive() {
-			return &LockedError{Holder: h}
+			return &LockedError{h}
 		}
 		select {
 		case <-ctx.Done():
-			return &LockedError{Holder: h}
+			return &LockedError{h}
 		case <-tick.C:
 		}
 	}

@@ -20,7 +20,7 @@ func TestTwoCommandsCannotRunAtOnce(t *testing.T) {
 	}
 	_, err = s.Lock(t.Context(), "switchyard deploy", time.Minute) // fails at once, since the holder lives
 	var locked *LockedError
-	if !errors.As(err, &locked) || locked.Holder.PID != os.Getpid() || !strings.Contains(err.Error(), "switchyard deploy") {
+	if !errors.As(err, &locked) || locked.holder.PID != os.Getpid() || !strings.Contains(err.Error(), "switchyard deploy") {
 		t.Fatal(err)
 	}
 	if err := first.Release(); err != nil {

@@ -24,27 +24,27 @@ type Program struct {
 	Stderr io.Writer
 }
 
-// A ProgramError says that a program failed, with the end of its error output.
-type ProgramError struct {
-	Program string
-	Stderr  string
-	Err     error
+// A programError says that a program failed, with the end of its error output.
+type programError struct {
+	program string
+	stderr  string
+	err     error
 }
 
-func (e *ProgramError) Error() string {
-	if text := lastLines(e.Stderr, 4); text != "" {
-		return e.Program + ": " + text
+func (e *programError) Error() string {
+	if text := lastLines(e.stderr, 4); text != "" {
+		return e.program + ": " + text
 	}
-	return fmt.Sprintf("%s: %v", e.Program, e.Err)
+	return fmt.Sprintf("%s: %v", e.program, e.err)
 }
 
-func (e *ProgramError) Unwrap() error { return e.Err }
+func (e *programError) Unwrap() error { return e.err }
 
 // Bounds of the programs that are run.
 const (
 	QuickLimit = time.Minute     // for queries: an engine under load is slow
 	StartLimit = 5 * time.Minute // to create containers, or to stop them with their grace period
-	PullLimit  = 15 * time.Minute
+	pullLimit  = 15 * time.Minute
 	// stopGrace is how long a canceled program may take to end.
 	stopGrace = 10 * time.Second
 	// outputLimit bounds the bytes that are kept of a program's output, stderrLimit
@@ -54,8 +54,8 @@ const (
 )
 
 // Execute runs a command of this host with the input and output of p. When ctx ends,
-// it sends the command SIGTERM, and after stopGrace SIGKILL. The error is a
-// ProgramError, whose cause is that of ctx if ctx ended.
+// it sends the command SIGTERM, and after stopGrace SIGKILL. The cause of the error
+// is that of ctx if ctx ended.
 func Execute(ctx context.Context, cmd *exec.Cmd, p Program) error {
 	var stderr tailBuffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.Stdin, p.Stdout, p.Stderr
@@ -73,7 +73,7 @@ func Execute(ctx context.Context, cmd *exec.Cmd, p Program) error {
 	case cause != nil:
 		err = cause
 	}
-	return &ProgramError{Program: programName(p.Args), Stderr: stderr.String(), Err: err}
+	return &programError{program: programName(p.Args), stderr: stderr.String(), err: err}
 }
 
 // command returns a command in the stack's folder, without the variables of the
@@ -106,10 +106,10 @@ func (s *Stack) output(ctx context.Context, limit time.Duration, merged bool, en
 		p.Stderr = &out
 	}
 	err := Execute(ctx, cmd, p)
-	var failed *ProgramError
+	var failed *programError
 	if errors.As(err, &failed) {
-		last := lastLines(failed.Stderr, 1)
-		err = fmt.Errorf("%s %s: %w: %s", name, describeArgs(args), failed.Err, last[:min(len(last), 500)])
+		last := lastLines(failed.stderr, 1)
+		err = fmt.Errorf("%s %s: %w: %s", name, describeArgs(args), failed.err, last[:min(len(last), 500)])
 	}
 	return out.Bytes(), err
 }

@@ -59,7 +59,7 @@ func TestAFailedProgramIsReportedOnOneLine(t *testing.T) {
 		return Execute(ctx, exec.CommandContext(ctx, args[0], args[1:]...), Program{Args: args})
 	}
 	err := run(t.Context(), "sh", "-c", "echo one >&2; echo two >&2; exit 3")
-	var failed *ProgramError
+	var failed *programError
 	if !errors.As(err, &failed) || err.Error() != "sh: one; two" {
 		t.Errorf("%v", err)
 	}

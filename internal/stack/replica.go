@@ -111,6 +111,17 @@ func (s Snapshot) CountClients(c Color) (n int) {
 	return n
 }
 
+// MemoryLimit returns the largest memory limit of a deployment's replicas in bytes; 0
+// means no limit.
+func (s Snapshot) MemoryLimit(deployment string) (limit int64) {
+	for _, r := range slices.Concat(s.Replicas[Blue], s.Replicas[Green]) {
+		if r.Deployment == deployment {
+			limit = max(limit, r.MemoryLimit)
+		}
+	}
+	return limit
+}
+
 // RunningNames returns the names of a color's running replicas for which pass is
 // true.
 func (s Snapshot) RunningNames(c Color, pass func(Replica) bool) (names []string) {

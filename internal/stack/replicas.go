@@ -48,7 +48,7 @@ func (r *Replicas) Inspect(ctx context.Context) (Snapshot, error) {
 // Start makes a color match its spec: Traefik's list of servers, .env, containers.
 // It does not touch replicas that already run the deployment, whatever else
 // changed in the files, since that would disconnect their clients. It leaves the
-// list of servers of the live color alone: SetServers adds new replicas once they
+// list of servers of the live color alone: a caller adds new replicas once they
 // serve.
 func (r *Replicas) Start(ctx context.Context, spec ColorSpec) error {
 	if route, err := r.Traefik.Route(ctx); err != nil || route.Live != spec.Color {
@@ -143,11 +143,6 @@ func forEachReplica(replicas []string, do func(name string) error) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
-}
-
-// SetServers lists a color's replicas 1 to n in Traefik's configuration.
-func (r *Replicas) SetServers(_ context.Context, color Color, n int) error {
-	return r.Traefik.SetServers(color, n)
 }
 
 // Remove stops single replicas, which are drained, and removes them from Traefik's

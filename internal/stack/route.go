@@ -10,8 +10,8 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// ErrRoute says that active.yml can't be read or is not a valid route.
-var ErrRoute = errors.New("the route can't be read")
+// errRoute says that active.yml can't be read or is not a valid route.
+var errRoute = errors.New("the route can't be read")
 
 // splitService is the weighted service that active.yml has while both colors get new
 // connections.
@@ -53,16 +53,16 @@ type weightedService struct {
 	Weight *int   `yaml:"weight" json:"weight"`
 }
 
-// ParseRoute reads the text of active.yml. It accepts only an unambiguous route: a
+// parseRoute reads the text of active.yml. It accepts only an unambiguous route: a
 // truncated file is an error, or names no router.
-func ParseRoute(text []byte) (Route, error) {
+func parseRoute(text []byte) (Route, error) {
 	var file dynamicConfig
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	if err := dec.Decode(&file); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = errors.New("it is empty")
 		}
-		return Route{}, fmt.Errorf("%w: %w", ErrRoute, err)
+		return Route{}, fmt.Errorf("%w: %w", errRoute, err)
 	}
 	var found Route
 	for name, router := range file.HTTP.Routers {
@@ -73,12 +73,12 @@ func ParseRoute(text []byte) (Route, error) {
 		case !ours:
 			continue
 		case found != Route{} && found != here:
-			return Route{}, fmt.Errorf("%w: its routers name both colors", ErrRoute)
+			return Route{}, fmt.Errorf("%w: its routers name both colors", errRoute)
 		}
 		found = here
 	}
 	if found == (Route{}) {
-		return Route{}, fmt.Errorf("%w: no router names %s or %s", ErrRoute, Blue.failoverService(), Green.failoverService())
+		return Route{}, fmt.Errorf("%w: no router names %s or %s", errRoute, Blue.failoverService(), Green.failoverService())
 	}
 	return found, nil
 }
@@ -91,7 +91,7 @@ func (c *dynamicConfig) routeOf(router, service string) (r Route, ours bool, err
 		return Route{Live: c}, true, nil
 	}
 	if service == "" {
-		return Route{}, false, fmt.Errorf("%w: router %s names no service", ErrRoute, router)
+		return Route{}, false, fmt.Errorf("%w: router %s names no service", errRoute, router)
 	}
 	if service != splitService {
 		return Route{}, false, nil
@@ -104,16 +104,16 @@ func (c *dynamicConfig) routeOf(router, service string) (r Route, ours bool, err
 // is the live color.
 func weightedRoute(services []weightedService) (Route, error) {
 	if len(services) != 2 {
-		return Route{}, fmt.Errorf("%w: %s needs both colors", ErrRoute, splitService)
+		return Route{}, fmt.Errorf("%w: %s needs both colors", errRoute, splitService)
 	}
 	live, isColor := colorOfService(services[0].Name)
 	other, isOther := colorOfService(services[1].Name)
 	if !isColor || !isOther || other != live.Other() || services[0].Weight == nil || services[1].Weight == nil {
-		return Route{}, fmt.Errorf("%w: %s needs both colors with weights", ErrRoute, splitService)
+		return Route{}, fmt.Errorf("%w: %s needs both colors with weights", errRoute, splitService)
 	}
 	a, b := *services[0].Weight, *services[1].Weight
 	if a < 1 || b < 1 || a+b != 100 {
-		return Route{}, fmt.Errorf("%w: the weights of %s must be 1 to 99 and make 100, not %d and %d", ErrRoute, splitService, a, b)
+		return Route{}, fmt.Errorf("%w: the weights of %s must be 1 to 99 and make 100, not %d and %d", errRoute, splitService, a, b)
 	}
 	return Route{Live: live, SharePercent: b}, nil
 }
@@ -135,15 +135,15 @@ func colorOfService(service string) (Color, bool) {
 func withShare(text []byte, r Route) ([]byte, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrRoute, err)
+		return nil, fmt.Errorf("%w: %w", errRoute, err)
 	}
 	if len(doc.Content) == 0 {
-		return nil, fmt.Errorf("%w: it is empty", ErrRoute)
+		return nil, fmt.Errorf("%w: it is empty", errRoute)
 	}
 	http := mappingValue(doc.Content[0], "http")
 	routers := mappingValue(http, "routers")
 	if routers == nil {
-		return nil, fmt.Errorf("%w: it has no routers", ErrRoute)
+		return nil, fmt.Errorf("%w: it has no routers", errRoute)
 	}
 	for i := 1; i < len(routers.Content); i += 2 {
 		if service := mappingValue(routers.Content[i], "service"); service != nil {

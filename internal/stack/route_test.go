@@ -59,14 +59,14 @@ func TestARouteIsReadAsItWasWritten(t *testing.T) {
 func TestATruncatedRouteFileIsRejected(t *testing.T) {
 	for _, name := range []string{"blue.yml", "canary-blue-10.yml"} {
 		text := testkit.ReadFile(t, filepath.Join("testdata", name))
-		whole, err := ParseRoute(text)
+		whole, err := parseRoute(text)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for n := range text {
-			if got, err := ParseRoute(text[:n]); err == nil && got != whole {
+			if got, err := parseRoute(text[:n]); err == nil && got != whole {
 				t.Fatalf("%d bytes of %s are read as %v", n, name, got)
-			} else if err != nil && !errors.Is(err, ErrRoute) {
+			} else if err != nil && !errors.Is(err, errRoute) {
 				t.Fatal(err)
 			}
 		}
@@ -86,7 +86,7 @@ func TestInvalidRoutes(t *testing.T) {
 		"cannot unmarshal":                "http: [routers]",
 		"app-canary needs both colors wi": "http: {routers: {a: {service: app-canary}}, services: {app-canary: {weighted: {services: [{name: app-blue}, {name: app-green}]}}}}",
 	} {
-		if r, err := ParseRoute([]byte(text)); !errors.Is(err, ErrRoute) || !strings.Contains(err.Error(), says) {
+		if r, err := parseRoute([]byte(text)); !errors.Is(err, errRoute) || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q is read as %v, %v", text, r, err)
 		}
 	}
@@ -99,9 +99,9 @@ func FuzzParseRoute(f *testing.F) {
 		f.Add(text[:len(text)/2])
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		r, err := ParseRoute(text)
+		r, err := parseRoute(text)
 		if err != nil {
-			if !errors.Is(err, ErrRoute) {
+			if !errors.Is(err, errRoute) {
 				t.Fatal(err)
 			}
 			return
@@ -148,6 +148,14 @@ func TestAColorFileWithUnknownServicesIsRefused(t *testing.T) {
 
 func TestAFullDiskLeavesTheOldRoute(t *testing.T) {
 	f := newTraefik(t)
+	green := filepath.Join(f.Dir, "green.yml")
+	text, err := os.ReadFile(green)
+	if err == nil {
+		err = os.WriteFile(green, append(text, "# "+strings.Repeat("x", fullDisk)+"\n"...), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := onAFullDisk(t, func() error { return f.SetRoute(t.Context(), Route{Live: Green}) }); !errors.Is(err, syscall.EFBIG) {
 		t.Error(err)
 	}

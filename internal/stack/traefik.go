@@ -37,9 +37,9 @@ func (t *Traefik) stagingDir() string { return filepath.Join(t.Dir, "staging") }
 func (t *Traefik) Route(context.Context) (Route, error) {
 	text, err := os.ReadFile(t.ActivePath())
 	if err != nil {
-		return Route{}, fmt.Errorf("%w: %w", ErrRoute, err)
+		return Route{}, fmt.Errorf("%w: %w", errRoute, err)
 	}
-	r, err := ParseRoute(text)
+	r, err := parseRoute(text)
 	if err != nil {
 		return Route{}, fmt.Errorf("%s: %w", t.ActivePath(), err)
 	}
@@ -65,7 +65,7 @@ func (t *Traefik) Render(r Route) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if got, err := ParseRoute(text); err != nil || got != (Route{Live: r.Live}) {
+	if got, err := parseRoute(text); err != nil || got != (Route{Live: r.Live}) {
 		return nil, errors.Join(fmt.Errorf("%s must route to %s", path, r.Live.failoverService()), err)
 	}
 	// Traefik would answer every request to a service that it does not know with 404.

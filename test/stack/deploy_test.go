@@ -57,7 +57,7 @@ func TestDeployMovesEveryClient(t *testing.T) {
 // routedColor returns the live color by active.yml.
 func (s *stack) routedColor(t *testing.T) host.Color {
 	t.Helper()
-	r, err := host.ParseRoute([]byte(read(t, s.dir+"/deploy/traefik/dynamic/active.yml")))
+	r, err := (&host.Traefik{Dir: s.dir + "/deploy/traefik"}).Route(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -190,19 +190,25 @@ func (d *drain) sendMoves(n int, untilNextWave time.Duration) (sent int) {
 			wave = append(wave, c)
 		}
 	})
-	wave = d.node.cfg.Clients.SaveBeforeMove(wave)
+	saved := d.node.cfg.Clients.SaveBeforeMove(wave)
+	ready := wave[:0]
+	for i, c := range wave {
+		if saved[i] || !c.MoveRequest().skip() {
+			ready = append(ready, c)
+		}
+	}
 	now := time.Now()
 	first := d.schedule.next(now)
-	for i, c := range wave {
+	for i, c := range ready {
 		// Each client gets its own slot, and a random time within it.
-		slot := waveInterval / time.Duration(len(wave))
+		slot := waveInterval / time.Duration(len(ready))
 		after := first + time.Duration(i)*slot + rand.N(slot+1)
 		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(untilNextWave, after+waveInterval).Milliseconds()
 		c.MoveRequest().record(now)
 		c.Send(m.Encode())
 	}
-	d.countAsked(len(wave))
-	return len(wave)
+	d.countAsked(len(ready))
+	return len(ready)
 }
 
 // sleep waits for d. It returns false if ctx ended first.

@@ -83,7 +83,7 @@ func (n *testNode) metric(name, label string) float64 {
 type fakeClients struct {
 	node *Node
 	// save replaces SaveBeforeMove. Nil: all sessions are saved.
-	save func([]Client) []Client
+	save func(wave []Client) (saved []bool)
 
 	mu    sync.Mutex
 	all   map[*fakeClient]struct{}
@@ -148,9 +148,9 @@ func (f *fakeClients) notifyEmpty() {
 }
 
 // SaveBeforeMove implements Clients.
-func (f *fakeClients) SaveBeforeMove(wave []Client) []Client {
+func (f *fakeClients) SaveBeforeMove(wave []Client) (saved []bool) {
 	if f.save == nil {
-		return wave
+		return slices.Repeat([]bool{true}, len(wave))
 	}
 	return f.save(wave)
 }

@@ -24,8 +24,8 @@ type Clients interface {
 	// Emptied returns a channel that is closed when there is no connection.
 	Emptied() <-chan struct{}
 	// SaveBeforeMove saves the sessions of clients that are about to be asked to move,
-	// and returns the clients that may be asked now. It may use the slice that it gets.
-	SaveBeforeMove(wave []Client) []Client
+	// and returns which of the clients can resume theirs on another node, or have none.
+	SaveBeforeMove(wave []Client) (saved []bool)
 }
 
 // A Client is one client of the node. Implementations are safe for concurrent use.

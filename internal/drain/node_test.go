@@ -325,24 +325,40 @@ func TestADrainOutlivesItsCaller(t *testing.T) {
 }
 
 // A client whose session is not saved waits for another wave.
-func TestAClientThatIsNotReadyWaitsForAnotherWave(t *testing.T) {
+func TestAClientWhoseSessionIsNotSavedWaitsForAnotherWave(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, n *testNode) {
 		waves := 0
-		n.save = func(wave []Client) []Client {
-			if waves++; waves <= 2 {
-				return nil
-			}
-			return wave
+		n.save = func([]Client) []bool {
+			waves++
+			return []bool{waves == 2}
 		}
 		began := time.Now()
 		c := n.connect(follows)
 		n.Start(ScopeNode, "x")
 		n.awaitPhase(PhaseDrained)
-		if moves := c.received(); len(moves) != 1 || moves[0].at.Sub(began) != 2*time.Second {
-			t.Errorf("%+v, want the client asked in the third wave", moves)
+		if moves := c.received(); len(moves) != 1 || moves[0].at.Sub(began) != time.Second {
+			t.Errorf("%+v, want the client asked in the second wave", moves)
 		}
 		if s := n.State(); s.Asked != 1 || s.Moved != 1 {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// A Redis that stores nothing holds a drain up for two waves, and after a cancel the next
+// drain for two as well.
+func TestEachDrainWaitsTwoWavesForSaves(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, n *testNode) {
+		n.save = func(wave []Client) []bool { return make([]bool, len(wave)) }
+		c := n.connect(ignores)
+		for drains := range 3 {
+			began := time.Now()
+			n.Start(ScopeNode, "x")
+			testkit.Eventually(t, "the client to be asked", func() bool { return len(c.received()) > drains })
+			if took := c.received()[drains].at.Sub(began); took != maxSkippedWaves*waveInterval {
+				t.Errorf("drain %d asked a client without a saved session after %v, want after two waves", drains+1, took)
+			}
+			n.Undrain()
 		}
 	})
 }

@@ -45,16 +45,10 @@ func (c drainClients) Count() int { return c.server.admission.Count() }
 
 func (c drainClients) Emptied() <-chan struct{} { return c.server.admission.Emptied() }
 
-func (c drainClients) SaveBeforeMove(wave []drain.Client) []drain.Client {
+func (c drainClients) SaveBeforeMove(wave []drain.Client) (saved []bool) {
 	sessions := make([]*session.Session, len(wave))
 	for i, client := range wave {
 		sessions[i] = client.(*socket).knownSession()
 	}
-	readyClients := wave[:0]
-	for i, ready := range c.server.sessions.SaveBeforeMove(sessions) {
-		if ready {
-			readyClients = append(readyClients, wave[i])
-		}
-	}
-	return readyClients
+	return c.server.sessions.SaveBeforeMove(sessions)
 }

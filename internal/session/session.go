@@ -38,15 +38,14 @@ type Session struct {
 
 	// mu protects the fields below.
 	mu     sync.Mutex
-	record message.Session // as last saved
+	record message.Session // as saved, or as the next save will store it
 	saved  bool            // the last save succeeded
 	// joinsPending means that, with rejoinRooms, some joins were not complete at
 	// the last save.
-	joinsPending  bool
-	failedSaves   int  // failed saves in a row
-	deferredWaves int  // waves that did not ask this client, because its session was not saved yet
-	detached      bool // the connection has ended: record.Rooms are final
-	released      bool // a newer connection owns the session, or it was deleted
+	joinsPending bool
+	failedSaves  int  // failed saves in a row
+	detached     bool // the connection has ended: record.Rooms are final
+	released     bool // a newer connection owns the session, or it was deleted
 	// closeTimer closes the older connection of a takeover, at closeAt.
 	closeTimer *time.Timer
 	closeAt    time.Time
@@ -137,15 +136,6 @@ func (s *Session) isUnsaved() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.saved && !s.released && !s.detached
-}
-
-// deferMove counts a wave of a drain that skips the client because its session is
-// not saved, and reports whether to skip it: true for the first two waves.
-func (s *Session) deferMove() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.deferredWaves++
-	return s.deferredWaves <= 2
 }
 
 // setRooms stores the client's positions, and reports whether they changed. Caller

@@ -25,8 +25,8 @@ func TestWithoutAStoreThereAreNoSessions(t *testing.T) {
 	}
 	set.Remove(s)
 	set.SaveLoop(nil) // returns at once
-	if ready := set.SaveBeforeMove([]*Session{s}); len(ready) != 1 || !ready[0] {
-		t.Errorf("a client without a session may move: %v", ready)
+	if saved := set.SaveBeforeMove([]*Session{s}); len(saved) != 1 || !saved[0] {
+		t.Errorf("a client without a session waits for a save: %v", saved)
 	}
 }
 

@@ -165,12 +165,3 @@ func (set *Set) SaveLoop(stop <-chan struct{}) {
 		set.writer.loop(stop)
 	}
 }
-
-// SaveBeforeMove makes sure that clients have a session before they are asked to move.
-// It saves the sessions of the wave that are unsaved or have changed, and returns
-// which of the clients may be asked now. The others wait for the next wave, twice at
-// most, so that a drain does not wait long for a Redis that is down. A nil session is that
-// of a client without one, which needs not wait.
-func (set *Set) SaveBeforeMove(wave []*Session) (ready []bool) {
-	return set.writer.saveBeforeMove(wave)
-}

@@ -48,7 +48,7 @@ const (
 // delivers until its last client has left.
 type drain struct {
 	node     *Node
-	log      *slog.Logger
+	log      *slog.Logger // with the scope and the reason of the beginning
 	began    time.Time
 	deadline time.Time
 	cancel   context.CancelFunc
@@ -68,7 +68,6 @@ type drain struct {
 	phaseStart time.Time // when the phase began
 	progress   Progress
 	notAsked   int // clients that were not asked yet, as of the last wave
-	canceled   bool
 }
 
 // loop runs the phases. ctx ends when the drain is canceled.

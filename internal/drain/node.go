@@ -2,7 +2,6 @@ package drain
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -64,9 +63,6 @@ type Config struct {
 	Registerer        prometheus.Registerer
 }
 
-// ErrCanceled means that a drain was canceled before it was complete.
-var ErrCanceled = errors.New("the drain was canceled")
-
 // A Node is this node, as far as it stops taking clients: it is drained, drains are
 // canceled, or it stops for good. It is safe for concurrent use.
 type Node struct {
@@ -90,31 +86,19 @@ func New(cfg Config) *Node {
 	return &Node{cfg: cfg, metrics: newMetrics(cfg.Registerer)}
 }
 
-// Drain starts a drain, or waits for the running drain. It returns when the node is
-// empty, when the drain is canceled (ErrCanceled), or when ctx ends, in which case the
-// drain continues.
-func (n *Node) Drain(ctx context.Context, scope Scope, reason string) error {
-	d := n.findOrStart(scope, reason)
-	select {
-	case <-d.done:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if d.canceled {
-		return ErrCanceled
-	}
-	return nil
-}
-
-// DrainForShutdown drains the node of a process that is stopping. It can't be
-// canceled.
-func (n *Node) DrainForShutdown(ctx context.Context) error {
+// Shutdown stops the node of a process that ends: it drains the node, or waits for the
+// running drain, and then closes the clients that are left, as CloseClients does. It can't
+// be canceled. When ctx ends, the remaining clients are aborted.
+func (n *Node) Shutdown(ctx context.Context) error {
 	n.mu.Lock()
 	n.exitAfterDrain = true
 	n.mu.Unlock()
-	return n.Drain(ctx, ScopeNode, "stopping")
+	select {
+	case <-n.findOrStart(ScopeNode, "stopping").done:
+	case <-ctx.Done():
+		n.cfg.Log.Warn("the drain did not complete", "error", ctx.Err())
+	}
+	return n.CloseClients(ctx) // those that the drain aborted may not be gone yet
 }
 
 // Start starts a drain and does not wait for it. If a drain is running, the wider
@@ -182,7 +166,6 @@ func (n *Node) cancelCurrent() *drain {
 	if d == nil || n.exitAfterDrain || n.stopping {
 		return nil
 	}
-	d.canceled = true
 	d.cancel()
 	n.current = nil
 	n.metrics.drainEnded()

@@ -25,13 +25,9 @@ func newDrain(s *Server) *drain.Node {
 	})
 }
 
-// DrainForShutdown drains the node of a process that is stopping. It can't be
-// canceled.
-func (s *Server) DrainForShutdown(ctx context.Context) error { return s.drain.DrainForShutdown(ctx) }
-
-// CloseSockets stops the server, closes all clients with 1012, so that they go to
-// another node, and waits until they are gone or ctx ends.
-func (s *Server) CloseSockets(ctx context.Context) error { return s.drain.CloseClients(ctx) }
+// DrainForShutdown moves the clients of a process that is stopping to other nodes, closes
+// those that do not move, and waits until they are gone or ctx ends. It can't be canceled.
+func (s *Server) DrainForShutdown(ctx context.Context) error { return s.drain.Shutdown(ctx) }
 
 // drainClients are the clients of a server, as its drain sees them. It implements
 // drain.Clients.

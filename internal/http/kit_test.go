@@ -211,7 +211,7 @@ func startNode(t testing.TB, change func(*Config)) *node {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), testkit.Timeout)
 		defer cancel()
-		for _, stop := range []func(context.Context) error{n.CloseSockets, n.Shutdown, n.hub.Close, shared.Close, b.Close, l.Close} {
+		for _, stop := range []func(context.Context) error{n.drain.CloseClients, n.Shutdown, n.hub.Close, shared.Close, b.Close, l.Close} {
 			if err := stop(ctx); err != nil {
 				t.Error(err)
 			}

@@ -265,7 +265,7 @@ func (s *Server) Stop() { s.drain.Stop() }
 
 // Shutdown stops both listeners, waits for running requests, and stops the
 // background loops and the audit log. It does not wait for WebSockets: see
-// CloseSockets.
+// DrainForShutdown.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.Stop()
 	err := errors.Join(s.public.Shutdown(ctx), s.admin.Shutdown(ctx))

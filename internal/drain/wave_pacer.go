@@ -42,8 +42,8 @@ const (
 	slowHandshake    = 250 * time.Millisecond
 	tooSlowHandshake = 3 * time.Second
 	// feedbackWaves is the number of waves after which the effect of a change is
-	// visible: one for the move, two for the report, and moveLatencyMaxAge until
-	// older latencies are dropped.
+	// visible: one for the move, two for the report, and some until the other nodes
+	// drop older latencies.
 	feedbackWaves = 4
 	// maxMovingWaves is how many waves of clients may be moving at once.
 	maxMovingWaves = 3

@@ -187,7 +187,7 @@ type Server struct {
 	loops          sync.WaitGroup
 	sessions       *session.Set
 	// moveLatencies are those of clients that moved here.
-	moveLatencies drain.MoveLatencies
+	moveLatencies moveLatencies
 	drain         *drain.Node
 	// Counters since the start: handshakes that were accepted, the part of them
 	// with a session of another node, and handshakes over MaxHandshakeRate.

@@ -121,7 +121,9 @@ func (a *App) handleNodeEvent(n message.NodeEvent) {
 		a.hub.PresenceChanged(n.Rooms)
 	case message.EventMissed:
 		a.hub.PresenceChanged(nil)
-	case message.EventTakeover, message.EventSessionLive, message.EventBanned:
-		a.http.HandleNodeEvent(n)
+	case message.EventTakeover, message.EventSessionLive:
+		a.http.HandleTakeover(n)
+	case message.EventBanned:
+		a.http.CloseUser(n.User)
 	}
 }

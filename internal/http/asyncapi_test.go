@@ -278,7 +278,7 @@ func TestEveryCloseCodeIsSent(t *testing.T) {
 		"4009": {nil, "", func(n *node) {
 			saved := &n.cfg.Sessions.(*observedSessions).lastSaved
 			testkit.Eventually(n.t, "the session to be saved", func() bool { return saved.Load() != nil })
-			n.HandleNodeEvent(message.NodeEvent{Kind: message.EventSessionLive, Session: saved.Load().ID, Generation: 2})
+			n.HandleTakeover(message.NodeEvent{Kind: message.EventSessionLive, Session: saved.Load().ID, Generation: 2})
 		}},
 		"4001": {func(c *Config) { c.Verifier = closed }, testkit.MaskedFrame(0x81, `{"type":"auth","token":"x"}`), nil},
 		"4003": {func(c *Config) { c.Verifier = fixedVerifier{} }, testkit.MaskedFrame(0x81, `{"type":"auth","token":"x"}`), disconnectAnn},

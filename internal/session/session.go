@@ -108,6 +108,7 @@ func (s *Session) Detach(endedByClient bool) {
 	if s == nil {
 		return
 	}
+	defer s.set.index.remove(s) // a takeover until then keeps this connection from saving
 	rooms, _ := s.client.Positions(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -205,8 +206,7 @@ func (s *Session) handleSaveResult(r message.SaveResult) bool {
 	return false
 }
 
-// handleTakeover handles the event that a newer connection owns the session, or is
-// live in its rooms.
+// handleTakeover is the part of one connection in Set.HandleTakeover.
 func (s *Session) handleTakeover(event message.NodeEvent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

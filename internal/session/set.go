@@ -139,20 +139,9 @@ func (set *Set) resume(o protocol.Handshake, user string) (message.Session, bool
 	return session, ok && (!o.RejoinRooms || !session.Partial)
 }
 
-// Remove removes the session of a connection that has ended from the set. A save that
-// is scheduled is still made. s may be nil.
-func (set *Set) Remove(s *Session) {
-	if s != nil {
-		set.index.remove(s)
-	}
-}
-
-// HandleEvent handles a takeover on another node. It ignores other events, and does
-// not block.
-func (set *Set) HandleEvent(event message.NodeEvent) {
-	if event.Kind != message.EventTakeover && event.Kind != message.EventSessionLive {
-		return
-	}
+// HandleTakeover handles the event that a newer connection owns a session, or is live in
+// its rooms. It does not block.
+func (set *Set) HandleTakeover(event message.NodeEvent) {
 	for _, s := range set.index.find(event.Session) {
 		s.handleTakeover(event)
 	}

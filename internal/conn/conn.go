@@ -406,7 +406,7 @@ func (c *Conn) fail() {
 	_ = c.Conn.SetDeadline(time.Now())
 }
 
-// notifyFlushed wakes the callers of Flushed. Caller holds mu.
+// notifyFlushed wakes the callers of Flushed and of Close. Caller holds mu.
 func (c *Conn) notifyFlushed() {
 	if c.flushed != nil {
 		close(c.flushed)

@@ -47,7 +47,8 @@ const (
 	feedbackWaves = 4
 	// maxMovingWaves is how many waves of clients may be moving at once.
 	maxMovingWaves = 3
-	// minWave is the smallest wave that is not empty.
+	// minWave is the smallest wave that is not empty, unless the other nodes accept, or
+	// the node has, fewer clients.
 	minWave = 5
 	// returnDelayWaves is the number of waves after which a client that left should
 	// be known to have returned: a client may take a second to reconnect, and its

@@ -175,8 +175,6 @@ type Server struct {
 	expiry      *wheel.Deadlines[*socket] // of tokens
 	audit       *audit.Log
 
-	started time.Time
-
 	nextConnection atomic.Uint64 // numbers connections without a session
 	queuedBytes    atomic.Int64
 	tick           atomic.Int64
@@ -205,7 +203,6 @@ func New(cfg Config) *Server {
 		}),
 		auth:        &authenticator{verifier: cfg.Verifier, bans: cfg.Bans, queryToken: cfg.AuthQueryToken},
 		frameLimits: cfg.Rates.frameRates(cfg.MaxRooms),
-		started:     time.Now(),
 		stop:        make(chan struct{}),
 	}
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
@@ -218,7 +215,7 @@ func New(cfg Config) *Server {
 	s.public.ConnState = admission.NewHTTPConns(g.proxies.PeerNetwork, s.metrics.httpConnsRefused.Inc).OnStateChange
 	s.admin = s.newHTTPServer((&adminAPI{server: s, respond: s.respond}).routes(g))
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as its caller wants
-	s.expiry = wheel.NewDeadlines[*socket](s.started)
+	s.expiry = wheel.NewDeadlines[*socket](time.Now())
 	s.loops.Go(func() { s.heartbeatLoop(cfg.Heartbeat) })
 	s.loops.Go(s.expiryLoop)
 	s.loops.Go(func() { s.sessions.SaveLoop(s.stop) })
@@ -253,9 +250,6 @@ func serve(h *http.Server, l net.Listener) error {
 	}
 	return nil
 }
-
-// uptime is a monotonic clock.
-func (s *Server) uptime() time.Duration { return time.Since(s.started) }
 
 // Handler returns the public routes, for a server of the caller's own.
 func (s *Server) Handler() http.Handler { return s.public.Handler }

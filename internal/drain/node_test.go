@@ -311,6 +311,7 @@ func TestASecondDrainJoinsTheFirst(t *testing.T) {
 func TestAShutdownEndsWithItsContext(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, n *testNode) {
 		ignoring, dead := n.connect(ignores), n.connect(silent)
+		began := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := n.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -318,6 +319,9 @@ func TestAShutdownEndsWithItsContext(t *testing.T) {
 		}
 		if a, b := ignoring.closedWith(t), dead.closedWith(t); a != protocol.CloseRestart || b != protocol.CloseRestart || !dead.aborted {
 			t.Errorf("closed with %d and %d, aborted: %v", a, b, dead.aborted)
+		}
+		if took := time.Since(began); took > 1100*time.Millisecond {
+			t.Errorf("the clients were closed after %v, want when the context ended", took)
 		}
 		if n.logs.Count(`"msg":"the drain did not complete"`) != 1 {
 			t.Errorf("the log does not show that the drain did not complete: %s", n.logs)

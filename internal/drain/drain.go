@@ -189,10 +189,9 @@ func (d *drain) sendMoves(n int, untilNextWave time.Duration) (sent int) {
 			wave = append(wave, c)
 		}
 	})
-	saved := d.node.cfg.Clients.SaveBeforeMove(wave)
-	ready := wave[:0]
-	for i, c := range wave {
-		if saved[i] || !c.MoveRequest().skip() {
+	ready, unsaved := d.node.cfg.Clients.SaveBeforeMove(wave)
+	for _, c := range unsaved {
+		if !c.MoveRequest().skip() {
 			ready = append(ready, c)
 		}
 	}

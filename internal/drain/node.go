@@ -23,8 +23,10 @@ type Clients interface {
 	// Emptied returns a channel that is closed when there is no connection.
 	Emptied() <-chan struct{}
 	// SaveBeforeMove saves the sessions of clients that are about to be asked to move,
-	// and returns which of the clients can resume theirs on another node, or have none.
-	SaveBeforeMove(wave []Client) (saved []bool)
+	// and returns the clients that can resume theirs on another node, or have none, and
+	// those that could not be saved. The others are just getting a session, for which
+	// the drain waits.
+	SaveBeforeMove(wave []Client) (saved, unsaved []Client)
 }
 
 // A Client is one client of the node. Implementations are safe for concurrent use.

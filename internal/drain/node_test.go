@@ -333,9 +333,11 @@ func TestAShutdownEndsWithItsContext(t *testing.T) {
 func TestAClientWhoseSessionIsNotSavedWaitsForAnotherWave(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, n *testNode) {
 		waves := 0
-		n.save = func([]Client) []bool {
-			waves++
-			return []bool{waves == 2}
+		n.save = func(wave []Client) (saved, unsaved []Client) {
+			if waves++; waves < 2 {
+				return nil, wave
+			}
+			return wave, nil
 		}
 		began := time.Now()
 		c := n.connect(follows)
@@ -354,7 +356,7 @@ func TestAClientWhoseSessionIsNotSavedWaitsForAnotherWave(t *testing.T) {
 // drain for two as well.
 func TestEachDrainWaitsTwoWavesForSaves(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, n *testNode) {
-		n.save = func(wave []Client) []bool { return make([]bool, len(wave)) }
+		n.save = func(wave []Client) (saved, unsaved []Client) { return nil, wave }
 		c := n.connect(ignores)
 		for drains := range 3 {
 			began := time.Now()

@@ -38,18 +38,25 @@ const everyRoom = `{"*":"rw"}`
 // anonymous is AUTH_ANONYMOUS.
 func startKeyedNode(t testing.TB, anonymous string, change func(*Config)) *node {
 	t.Helper()
-	v, err := auth.New(t.Context(), auth.Config{
-		JWTSecrets: []string{tokenSecret}, Anonymous: anonymous, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := keyedVerifier(t, anonymous)
 	return startNode(t, func(c *Config) {
 		c.Verifier = v
 		if change != nil {
 			change(c)
 		}
 	})
+}
+
+// keyedVerifier accepts tokens signed with tokenSecret.
+func keyedVerifier(t testing.TB, anonymous string) Verifier {
+	t.Helper()
+	v, err := auth.New(t.Context(), auth.Config{
+		JWTSecrets: []string{tokenSecret}, Anonymous: anonymous, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 func withToken(token string) *websocket.DialOptions {

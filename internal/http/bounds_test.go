@@ -2,6 +2,7 @@ package http
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"net"
@@ -46,5 +47,40 @@ func TestABodyAnnouncedAsTooLargeIsRefusedUnread(t *testing.T) {
 			t.Errorf("%s: %d %s, %v; want 413 about %s", path, res.StatusCode, body, err, bound)
 		}
 		_ = res.Body.Close()
+	}
+}
+
+// A client that writes its whole body before it reads gets the refusal, and not a broken
+// connection, even if it asks to close the connection after the answer.
+func TestARefusalReachesAClientThatStillWrites(t *testing.T) {
+	const ban = "/v1/users/ann/disconnect"
+	for _, tt := range []struct {
+		path, host, key, header string
+		want                    int
+	}{
+		{ban, "", testKey, "X-None: 0", http.StatusRequestEntityTooLarge},
+		{ban, "", "none", "X-None: 0", http.StatusUnauthorized},
+		{ban, "", testKey, "Content-Encoding: gzip", http.StatusUnsupportedMediaType},
+		{ban, "evil.example", testKey, "X-None: 0", http.StatusMisdirectedRequest},
+		{"/v1/messages/none", "", testKey, "X-None: 0", http.StatusNotFound},
+	} {
+		inBubble(t, func(t *testing.T) { // a pipe has no buffer that would take the body
+			n := startNode(t, func(c *Config) { c.AllowedHosts = []string{"127.0.0.1"} })
+			c, err := n.dialRaw(n.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			const size = 100 << 10
+			_, err = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n%s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s",
+				tt.path, cmp.Or(tt.host, n.addr), tt.key, tt.header, size, strings.Repeat("x", size))
+			if err != nil {
+				t.Fatalf("%s, want %d: the body can't be written: %v", tt.path, tt.want, err)
+			}
+			res, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil || res.StatusCode != tt.want {
+				t.Errorf("%s: %v %v, want %d", tt.path, res, err, tt.want)
+			}
+		})
 	}
 }

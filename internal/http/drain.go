@@ -41,10 +41,22 @@ func (c drainClients) Count() int { return c.server.admission.Count() }
 
 func (c drainClients) Emptied() <-chan struct{} { return c.server.admission.Emptied() }
 
-func (c drainClients) SaveBeforeMove(wave []drain.Client) (saved []bool) {
+func (c drainClients) SaveBeforeMove(wave []drain.Client) (saved, unsaved []drain.Client) {
 	sessions := make([]*session.Session, len(wave))
 	for i, client := range wave {
 		sessions[i] = client.(*socket).knownSession()
 	}
-	return c.server.sessions.SaveBeforeMove(sessions)
+	for i, isSaved := range c.server.sessions.SaveBeforeMove(sessions) {
+		sock := wave[i].(*socket)
+		switch {
+		case sock.isIdentifying() || sock.knownSession() != sessions[i]:
+			// It is getting a session, or got one while others were saved: the next wave
+			// saves it.
+		case isSaved:
+			saved = append(saved, sock)
+		default:
+			unsaved = append(unsaved, sock)
+		}
+	}
+	return saved, unsaved
 }

@@ -41,8 +41,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error)
 	}
 	if r.ContentLength > int64(limit) && r.Header.Get("Expect") != "" {
 		// The client waits for 100 Continue, so it gets the refusal before it sends
-		// the body. Other bodies are read to the bound: an answer to a client that
-		// still writes would be lost with the connection.
+		// the body. Other bodies are read: see discardBody.
 		return nil, &http.MaxBytesError{Limit: int64(limit)}
 	}
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
@@ -55,6 +54,18 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error)
 		return nil, &protocol.Error{Code: protocol.CodeMalformed, Message: "the body did not come whole"}
 	}
 	return b, nil
+}
+
+// maxDiscard bounds what is read of a body that is not used, as net/http does.
+const maxDiscard = 256 << 10
+
+// discardBody reads the rest of the body of a request that is refused. A connection that
+// is closed with unread bytes is reset, so a client that still writes would lose the
+// answer. net/http reads the rest only if the client wants to keep the connection.
+func discardBody(r *http.Request) {
+	if r.Header.Get("Expect") == "" { // otherwise a read would ask the client for the body
+		_, _ = io.CopyN(io.Discard, r.Body, maxDiscard)
+	}
 }
 
 // pathParam returns a parameter of the path, decoded once. The router matches the

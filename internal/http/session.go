@@ -52,6 +52,10 @@ func (sock *socket) knownSession() *session.Session {
 	return sock.session
 }
 
+// isIdentifying reports whether a frame is being handled that may identify the client.
+// The time for the check of a token and for the lookup of a session bounds that.
+func (sock *socket) isIdentifying() bool { return sock.handling.Load() && !sock.identified.Load() }
+
 // isMoving reports whether the client is moving to another connection or has moved.
 // Then closing this connection does not make it leave its rooms.
 func (sock *socket) isMoving() bool { return sock.IsAskedToMove() || sock.session.IsReleased() }

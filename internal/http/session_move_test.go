@@ -3,9 +3,11 @@ package http
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"nhooyr.io/websocket"
@@ -70,6 +72,75 @@ func TestSessionsAreSavedBeforeClientsMove(t *testing.T) {
 				b.until("move")
 				if !f.resumes(t, welcome["session"]) {
 					t.Error("the client was asked to move before its session was saved")
+				}
+			})
+		})
+	}
+}
+
+// gatedSaves fail the first saves, as many as a session has without a pong. Those after
+// that wait at a gate.
+type gatedSaves struct {
+	*failingSaves
+	begun chan struct{} // receives a value for each save
+	gate  chan struct{}
+}
+
+const savesWithoutPong = 3
+
+func (g *gatedSaves) Save(ctx context.Context, batch []message.SessionSave) []message.SaveResult {
+	waits := g.failuresLeft.Load() == 0
+	g.begun <- struct{}{}
+	if waits {
+		<-g.gate
+	}
+	return g.failingSaves.Save(ctx, batch)
+}
+
+// A client may send its token just when it would be asked to move: when a wave is picked,
+// or while the sessions of the wave are saved. It is asked when its session is saved, too.
+func TestAClientThatIsBeingIdentifiedMovesWithItsSession(t *testing.T) {
+	for _, whileSaving := range []bool{false, true} {
+		t.Run(fmt.Sprint("while saving ", whileSaving), func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				v := newGatedVerifier(keyedVerifier(t, ""))
+				saves := &gatedSaves{failingSaves: &failingSaves{}, begun: make(chan struct{}, 100), gate: make(chan struct{})}
+				n, a := startSessionNode(t, func(c *Config) {
+					saves.observedSessions = c.Sessions.(*observedSessions)
+					c.Verifier, c.Sessions = v, saves
+					c.Heartbeat = time.Hour
+					c.DrainWindow, c.DrainTimeout = 3*time.Second, 20*time.Second
+					c.MoveTargets = func(drain.Scope) drain.MoveTargets { return healthyTargets }
+				})
+				late := n.open(nil)
+				identify := func(b *browser, user string) {
+					b.send(`{"type":"auth","token":"%s"}`, tokenOf(user, time.Hour, everyRoom))
+					<-v.waiting
+				}
+				if whileSaving {
+					close(v.gate)
+					saves.failuresLeft.Store(savesWithoutPong)
+					other := n.open(nil)
+					identify(other, "ben")
+					for range savesWithoutPong { // ben's session is unsaved
+						<-saves.begun
+					}
+					n.adminCall("POST", "/drain")
+					<-saves.begun // the wave is picked, and saves it
+					identify(late, "ann")
+					synctest.Wait() // ann is identified
+					close(saves.gate)
+				} else {
+					close(saves.gate)
+					identify(late, "ann")
+					n.adminCall("POST", "/drain")
+					time.Sleep(2500 * time.Millisecond) // waves are picked meanwhile
+					close(v.gate)
+				}
+				secret := late.welcome()["session"].(string)
+				late.until("move")
+				if _, ok, err := a.Resume(t.Context(), secret, "ann"); !ok || err != nil {
+					t.Errorf("the client was asked to move before its session was saved: %v", err)
 				}
 			})
 		})

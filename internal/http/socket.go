@@ -51,7 +51,7 @@ type socket struct {
 
 	moveReported bool // the client has reported how long its move took
 
-	handling atomic.Bool // a frame is being handled; read by the heartbeat
+	handling atomic.Bool // a frame is being handled; read by the heartbeat and the drain
 	// frameStartTick is the tick at which the frame that is being read began, 0 for
 	// none.
 	frameStartTick atomic.Int64

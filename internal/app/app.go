@@ -344,6 +344,6 @@ func (a *App) listen(ctx context.Context) error {
 	go func() { a.failed <- a.http.Serve(public) }()
 	go func() { a.failed <- a.http.ServeAdmin(admin) }()
 	a.lifecycle.onStop("http", httpStopTimeout, a.http.Shutdown)
-	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout+clientsStopTimeout, a.stopClients)
+	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout+clientsStopTimeout, a.http.DrainForShutdown)
 	return nil
 }

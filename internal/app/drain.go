@@ -87,10 +87,10 @@ func awaitDrained(ctx context.Context, cfg config.Config, state drain.State, std
 				state.Phase, state.Clients, state.Asked, state.Moved, state.Closed, state.Lost, state.Returned)
 		}
 		switch state.Phase {
-		case "drained":
+		case drain.PhaseDrained:
 			return nil
 		case "":
-			return drain.ErrCanceled
+			return errors.New("the drain was canceled")
 		}
 		select {
 		case <-ctx.Done():

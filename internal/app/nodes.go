@@ -1,7 +1,6 @@
 package app
 
 import (
-	"context"
 	"crypto/rand"
 	"math"
 	"os"
@@ -12,14 +11,6 @@ import (
 	httpd "switchyard/internal/http"
 	"switchyard/internal/message"
 )
-
-// stopClients moves the clients to other nodes, and closes those that do not move.
-func (a *App) stopClients(ctx context.Context) error {
-	if err := a.http.DrainForShutdown(ctx); err != nil {
-		a.opt.Logger.Warn("the drain did not complete", "error", err)
-	}
-	return a.http.CloseSockets(ctx)
-}
 
 // A node's status that is older than statusMaxAge is ignored. A node publishes its
 // status every second.
@@ -130,7 +121,9 @@ func (a *App) handleNodeEvent(n message.NodeEvent) {
 		a.hub.PresenceChanged(n.Rooms)
 	case message.EventMissed:
 		a.hub.PresenceChanged(nil)
-	case message.EventTakeover, message.EventSessionLive, message.EventBanned:
-		a.http.HandleNodeEvent(n)
+	case message.EventTakeover, message.EventSessionLive:
+		a.http.HandleTakeover(n)
+	case message.EventBanned:
+		a.http.CloseUser(n.User)
 	}
 }

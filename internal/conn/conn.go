@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"switchyard/internal/protocol"
+	"switchyard/internal/ratelimit"
 )
 
 const (
@@ -41,8 +42,8 @@ type Options struct {
 	TotalQueued *atomic.Int64
 	// Tick is the number of the present heartbeat.
 	Tick *atomic.Int64
-	// Throttle limits the reader. Nil: no limit.
-	Throttle *Throttle
+	// Frames and Bytes limit what is read. The zero Limit is none.
+	Frames, Bytes ratelimit.Limit
 }
 
 // A Conn is a hijacked connection. All writes, ours and those of the websocket
@@ -57,7 +58,7 @@ type Conn struct {
 	preread  []byte       // read by net/http before the upgrade; belongs to the reader
 	pongs    pongScanner  // belongs to the reader
 	onPong   func(uint64) // nil: pongs are not reported; belongs to the reader
-	throttle *Throttle    // nil: none; belongs to the reader
+	throttle throttle     // belongs to the reader
 
 	lastReadTick atomic.Int64 // tick of the last byte read
 	sentBytes    atomic.Int64 // bytes queued or written
@@ -78,7 +79,10 @@ type Conn struct {
 // New returns the connection around a hijacked one. preread is what net/http has read
 // of it already.
 func New(inner net.Conn, preread []byte, o Options) *Conn {
-	c := &Conn{Conn: inner, preread: preread, limit: o.QueueBytes, tick: o.Tick, throttle: o.Throttle}
+	c := &Conn{
+		Conn: inner, preread: preread, limit: o.QueueBytes, tick: o.Tick,
+		throttle: throttle{began: time.Now(), frames: o.Frames, bytes: o.Bytes},
+	}
 	c.queue.total = o.TotalQueued
 	c.direct.init(inner)
 	c.MarkRead()
@@ -406,7 +410,7 @@ func (c *Conn) fail() {
 	_ = c.Conn.SetDeadline(time.Now())
 }
 
-// notifyFlushed wakes the callers of Flushed. Caller holds mu.
+// notifyFlushed wakes the callers of Flushed and of Close. Caller holds mu.
 func (c *Conn) notifyFlushed() {
 	if c.flushed != nil {
 		close(c.flushed)

@@ -6,12 +6,11 @@ import (
 	"switchyard/internal/ratelimit"
 )
 
-// A Throttle limits the reading of a connection. It counts all bytes and all frames,
+// A throttle limits the reading of a connection. It counts all bytes and all frames,
 // including control frames, empty fragments and refused frames. It sends nothing:
-// the client's own socket fills up. A Throttle belongs to the reader. Nil is no
-// throttle.
-type Throttle struct {
-	now           func() time.Duration
+// the client's own socket fills up. A throttle belongs to the reader.
+type throttle struct {
+	began         time.Time
 	frames, bytes ratelimit.Limit
 
 	frameState, byteState, pingState ratelimit.State
@@ -21,31 +20,19 @@ type Throttle struct {
 // 6455 §5.5.2 requires an answer to each; over the limit it comes later.
 var pingLimit = ratelimit.Limit{PerSecond: 10, Burst: 100}
 
-// NewThrottle returns a throttle of one connection. now is a monotonic clock.
-func NewThrottle(frames, bytes ratelimit.Limit, now func() time.Duration) *Throttle {
-	return &Throttle{now: now, frames: frames, bytes: bytes}
-}
-
 // pause waits until what was just read is within the limits. That takes
 // milliseconds, since one read is small.
-func (t *Throttle) pause(frames, bytes int) {
-	if t == nil {
-		return
-	}
+func (t *throttle) pause(frames, bytes int) {
 	t.wait(&t.frameState, t.frames, frames)
 	t.wait(&t.byteState, t.bytes, bytes)
 }
 
 // pausePing waits until one more ping may be answered.
-func (t *Throttle) pausePing() {
-	if t != nil {
-		t.wait(&t.pingState, pingLimit, 1)
-	}
-}
+func (t *throttle) pausePing() { t.wait(&t.pingState, pingLimit, 1) }
 
-func (t *Throttle) wait(state *ratelimit.State, limit ratelimit.Limit, n int) {
+func (t *throttle) wait(state *ratelimit.State, limit ratelimit.Limit, n int) {
 	for {
-		wait := state.Take(limit, t.now(), n)
+		wait := state.Take(limit, time.Since(t.began), n)
 		if wait == 0 {
 			return
 		}

@@ -24,7 +24,7 @@ func TestReadingIsThrottledOverTheRates(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				h := NewThrottle(frames, bytes, func() time.Duration { return time.Since(began) })
+				h := throttle{began: began, frames: frames, bytes: bytes}
 				for range tt.times {
 					if name == "a slow one for a long time" {
 						time.Sleep(979500 * time.Microsecond)
@@ -41,8 +41,5 @@ func TestReadingIsThrottledOverTheRates(t *testing.T) {
 			})
 		})
 	}
-	var none *Throttle
-	none.pause(1<<30, 1<<30)
-	none.pausePing()
-	NewThrottle(ratelimit.Limit{}, ratelimit.Limit{}, func() time.Duration { return 0 }).pause(1<<30, 1<<30) // no limits
+	new(throttle).pause(1<<30, 1<<30) // no limits
 }

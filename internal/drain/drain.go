@@ -48,7 +48,7 @@ const (
 // delivers until its last client has left.
 type drain struct {
 	node     *Node
-	log      *slog.Logger
+	log      *slog.Logger // with the scope and the reason of the beginning
 	began    time.Time
 	deadline time.Time
 	cancel   context.CancelFunc
@@ -68,7 +68,6 @@ type drain struct {
 	phaseStart time.Time // when the phase began
 	progress   Progress
 	notAsked   int // clients that were not asked yet, as of the last wave
-	canceled   bool
 }
 
 // loop runs the phases. ctx ends when the drain is canceled.
@@ -190,19 +189,24 @@ func (d *drain) sendMoves(n int, untilNextWave time.Duration) (sent int) {
 			wave = append(wave, c)
 		}
 	})
-	wave = d.node.cfg.Clients.SaveBeforeMove(wave)
+	ready, unsaved := d.node.cfg.Clients.SaveBeforeMove(wave)
+	for _, c := range unsaved {
+		if !c.MoveRequest().skip() {
+			ready = append(ready, c)
+		}
+	}
 	now := time.Now()
 	first := d.schedule.next(now)
-	for i, c := range wave {
+	for i, c := range ready {
 		// Each client gets its own slot, and a random time within it.
-		slot := waveInterval / time.Duration(len(wave))
+		slot := waveInterval / time.Duration(len(ready))
 		after := first + time.Duration(i)*slot + rand.N(slot+1)
 		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(untilNextWave, after+waveInterval).Milliseconds()
 		c.MoveRequest().record(now)
 		c.Send(m.Encode())
 	}
-	d.countAsked(len(wave))
-	return len(wave)
+	d.countAsked(len(ready))
+	return len(ready)
 }
 
 // sleep waits for d. It returns false if ctx ended first.

@@ -83,7 +83,7 @@ func (n *testNode) metric(name, label string) float64 {
 type fakeClients struct {
 	node *Node
 	// save replaces SaveBeforeMove. Nil: all sessions are saved.
-	save func([]Client) []Client
+	save func(wave []Client) (saved, unsaved []Client)
 
 	mu    sync.Mutex
 	all   map[*fakeClient]struct{}
@@ -148,9 +148,9 @@ func (f *fakeClients) notifyEmpty() {
 }
 
 // SaveBeforeMove implements Clients.
-func (f *fakeClients) SaveBeforeMove(wave []Client) []Client {
+func (f *fakeClients) SaveBeforeMove(wave []Client) (saved, unsaved []Client) {
 	if f.save == nil {
-		return wave
+		return wave, nil
 	}
 	return f.save(wave)
 }

@@ -2,7 +2,6 @@ package drain
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -24,8 +23,10 @@ type Clients interface {
 	// Emptied returns a channel that is closed when there is no connection.
 	Emptied() <-chan struct{}
 	// SaveBeforeMove saves the sessions of clients that are about to be asked to move,
-	// and returns the clients that may be asked now. It may use the slice that it gets.
-	SaveBeforeMove(wave []Client) []Client
+	// and returns the clients that can resume theirs on another node, or have none, and
+	// those that could not be saved. The others are just getting a session, for which
+	// the drain waits.
+	SaveBeforeMove(wave []Client) (saved, unsaved []Client)
 }
 
 // A Client is one client of the node. Implementations are safe for concurrent use.
@@ -64,9 +65,6 @@ type Config struct {
 	Registerer        prometheus.Registerer
 }
 
-// ErrCanceled means that a drain was canceled before it was complete.
-var ErrCanceled = errors.New("the drain was canceled")
-
 // A Node is this node, as far as it stops taking clients: it is drained, drains are
 // canceled, or it stops for good. It is safe for concurrent use.
 type Node struct {
@@ -90,31 +88,19 @@ func New(cfg Config) *Node {
 	return &Node{cfg: cfg, metrics: newMetrics(cfg.Registerer)}
 }
 
-// Drain starts a drain, or waits for the running drain. It returns when the node is
-// empty, when the drain is canceled (ErrCanceled), or when ctx ends, in which case the
-// drain continues.
-func (n *Node) Drain(ctx context.Context, scope Scope, reason string) error {
-	d := n.findOrStart(scope, reason)
-	select {
-	case <-d.done:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if d.canceled {
-		return ErrCanceled
-	}
-	return nil
-}
-
-// DrainForShutdown drains the node of a process that is stopping. It can't be
-// canceled.
-func (n *Node) DrainForShutdown(ctx context.Context) error {
+// Shutdown stops the node of a process that ends: it drains the node, or waits for the
+// running drain, and then closes the clients that are left, as CloseClients does. It can't
+// be canceled. When ctx ends, the remaining clients are aborted.
+func (n *Node) Shutdown(ctx context.Context) error {
 	n.mu.Lock()
 	n.exitAfterDrain = true
 	n.mu.Unlock()
-	return n.Drain(ctx, ScopeNode, "stopping")
+	select {
+	case <-n.findOrStart(ScopeNode, "stopping").done:
+	case <-ctx.Done():
+		n.cfg.Log.Warn("the drain did not complete", "error", ctx.Err())
+	}
+	return n.CloseClients(ctx) // those that the drain aborted may not be gone yet
 }
 
 // Start starts a drain and does not wait for it. If a drain is running, the wider
@@ -182,7 +168,6 @@ func (n *Node) cancelCurrent() *drain {
 	if d == nil || n.exitAfterDrain || n.stopping {
 		return nil
 	}
-	d.canceled = true
 	d.cancel()
 	n.current = nil
 	n.metrics.drainEnded()

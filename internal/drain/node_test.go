@@ -23,9 +23,8 @@ func TestADrainMovesEveryClientInWaves(t *testing.T) {
 			}
 			clients := n.connectMany(30, follows)
 			began := time.Now()
-			if err := n.Drain(t.Context(), scope, "r"); err != nil {
-				t.Error(err)
-			}
+			n.Start(scope, "r")
+			n.awaitPhase(PhaseDrained)
 			waves := map[time.Duration]int{}
 			for _, c := range clients {
 				moves := c.received()
@@ -198,7 +197,7 @@ func TestProbesAndDrainsDoNotDeadlock(t *testing.T) {
 func TestADrainForShutdownCannotBeUndone(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, n *testNode) {
 		n.connect(ignores)
-		go func() { _ = n.DrainForShutdown(context.Background()) }()
+		go func() { _ = n.Shutdown(context.Background()) }()
 		synctest.Wait()
 		if n.Undrain() || n.State().Phase == "" {
 			t.Error("the drain was canceled")
@@ -236,14 +235,10 @@ func TestADrainWaitsForNodesThatDisappearBriefly(t *testing.T) {
 func TestADrainCanceledMidway(t *testing.T) {
 	inBubble(t, func(c *Config) { c.Window, c.Timeout = time.Minute, time.Minute }, func(t *testing.T, n *testNode) {
 		clients := n.connectMany(2*minWave, ignores)
-		failed := make(chan error, 1)
-		go func() { failed <- n.Drain(context.Background(), ScopeNode, "stopping") }()
+		n.Start(ScopeNode, "canceled")
 		testkit.Eventually(t, "the first wave", func() bool { return n.State().Asked > 0 })
 		if !n.Undrain() || n.Undrain() {
 			t.Error("a drain can be canceled once")
-		}
-		if err := <-failed; !errors.Is(err, ErrCanceled) {
-			t.Errorf("Drain returned %v, want ErrCanceled", err)
 		}
 		if n.connect(ignores) == nil {
 			t.Error("a handshake after the drain was refused")
@@ -300,49 +295,77 @@ func TestASecondDrainJoinsTheFirst(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, n *testNode) {
 		n.Start(ScopeDeployment, "deploy")
 		n.awaitPhase(PhaseDrained)
-		// This is a SIGTERM after an operator has drained the node.
-		if err := n.Drain(t.Context(), ScopeNode, "stopping"); err != nil {
-			t.Error(err)
-		}
 		n.Stop()
 		if n.Undrain() {
 			t.Error("the drain of a stopping node was canceled")
 		}
+		// This is a SIGTERM after an operator has drained the node.
+		if err := n.Shutdown(t.Context()); err != nil || n.State().Phase != PhaseDrained {
+			t.Errorf("error %v, state %+v", err, n.State())
+		}
 	})
 }
 
-// A caller that no longer waits does not end the drain.
-func TestADrainOutlivesItsCaller(t *testing.T) {
+// A shutdown that takes too long ends: the clients that are left are closed at once, and
+// the log says that they were not all moved.
+func TestAShutdownEndsWithItsContext(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, n *testNode) {
-		n.connectMany(30, follows)
+		ignoring, dead := n.connect(ignores), n.connect(silent)
+		began := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := n.Drain(ctx, ScopeNode, "x"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Drain returned %v", err)
+		if err := n.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Shutdown returned %v", err)
 		}
-		n.awaitPhase(PhaseDrained)
+		if a, b := ignoring.closedWith(t), dead.closedWith(t); a != protocol.CloseRestart || b != protocol.CloseRestart || !dead.aborted {
+			t.Errorf("closed with %d and %d, aborted: %v", a, b, dead.aborted)
+		}
+		if took := time.Since(began); took > 1100*time.Millisecond {
+			t.Errorf("the clients were closed after %v, want when the context ended", took)
+		}
+		if n.logs.Count(`"msg":"the drain did not complete"`) != 1 {
+			t.Errorf("the log does not show that the drain did not complete: %s", n.logs)
+		}
 	})
 }
 
 // A client whose session is not saved waits for another wave.
-func TestAClientThatIsNotReadyWaitsForAnotherWave(t *testing.T) {
+func TestAClientWhoseSessionIsNotSavedWaitsForAnotherWave(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, n *testNode) {
 		waves := 0
-		n.save = func(wave []Client) []Client {
-			if waves++; waves <= 2 {
-				return nil
+		n.save = func(wave []Client) (saved, unsaved []Client) {
+			if waves++; waves < 2 {
+				return nil, wave
 			}
-			return wave
+			return wave, nil
 		}
 		began := time.Now()
 		c := n.connect(follows)
 		n.Start(ScopeNode, "x")
 		n.awaitPhase(PhaseDrained)
-		if moves := c.received(); len(moves) != 1 || moves[0].at.Sub(began) != 2*time.Second {
-			t.Errorf("%+v, want the client asked in the third wave", moves)
+		if moves := c.received(); len(moves) != 1 || moves[0].at.Sub(began) != time.Second {
+			t.Errorf("%+v, want the client asked in the second wave", moves)
 		}
 		if s := n.State(); s.Asked != 1 || s.Moved != 1 {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// A Redis that stores nothing holds a drain up for two waves, and after a cancel the next
+// drain for two as well.
+func TestEachDrainWaitsTwoWavesForSaves(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, n *testNode) {
+		n.save = func(wave []Client) (saved, unsaved []Client) { return nil, wave }
+		c := n.connect(ignores)
+		for drains := range 3 {
+			began := time.Now()
+			n.Start(ScopeNode, "x")
+			testkit.Eventually(t, "the client to be asked", func() bool { return len(c.received()) > drains })
+			if took := c.received()[drains].at.Sub(began); took != maxSkippedWaves*waveInterval {
+				t.Errorf("drain %d asked a client without a saved session after %v, want after two waves", drains+1, took)
+			}
+			n.Undrain()
 		}
 	})
 }

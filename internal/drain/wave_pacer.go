@@ -42,12 +42,13 @@ const (
 	slowHandshake    = 250 * time.Millisecond
 	tooSlowHandshake = 3 * time.Second
 	// feedbackWaves is the number of waves after which the effect of a change is
-	// visible: one for the move, two for the report, and moveLatencyMaxAge until
-	// older latencies are dropped.
+	// visible: one for the move, two for the report, and some until the other nodes
+	// drop older latencies.
 	feedbackWaves = 4
 	// maxMovingWaves is how many waves of clients may be moving at once.
 	maxMovingWaves = 3
-	// minWave is the smallest wave that is not empty.
+	// minWave is the smallest wave that is not empty, unless the other nodes accept, or
+	// the node has, fewer clients.
 	minWave = 5
 	// returnDelayWaves is the number of waves after which a client that left should
 	// be known to have returned: a client may take a second to reconnect, and its

@@ -256,7 +256,7 @@ func TestAStopClosesConnectionsWithoutAToken(t *testing.T) {
 		n := startKeyedNode(t, "", nil)
 		b := n.open(nil)
 		testkit.Eventually(t, "the connection", func() bool { return n.admission.Count() == 1 })
-		go func() { _ = n.CloseSockets(context.Background()) }()
+		go func() { _ = n.drain.CloseClients(context.Background()) }()
 		if got := b.closed(); got != 1012 {
 			t.Errorf("closed with %d", got)
 		}

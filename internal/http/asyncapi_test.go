@@ -274,11 +274,11 @@ func TestEveryCloseCodeIsSent(t *testing.T) {
 		"1007": {nil, testkit.MaskedFrame(0x81, "\"\xff\""), nil},
 		"1008": {nil, strings.Repeat(testkit.MaskedFrame(0x81, "x"), 3), nil},
 		"1009": {func(c *Config) { c.MaxFrame = 1024 }, testkit.MaskedFrame(0x81, strings.Repeat("x", 1025)), nil},
-		"1012": {nil, "", func(n *node) { go n.CloseSockets(n.t.Context()) }},
+		"1012": {nil, "", func(n *node) { go n.drain.CloseClients(n.t.Context()) }},
 		"4009": {nil, "", func(n *node) {
 			saved := &n.cfg.Sessions.(*observedSessions).lastSaved
 			testkit.Eventually(n.t, "the session to be saved", func() bool { return saved.Load() != nil })
-			n.HandleNodeEvent(message.NodeEvent{Kind: message.EventSessionLive, Session: saved.Load().ID, Generation: 2})
+			n.HandleTakeover(message.NodeEvent{Kind: message.EventSessionLive, Session: saved.Load().ID, Generation: 2})
 		}},
 		"4001": {func(c *Config) { c.Verifier = closed }, testkit.MaskedFrame(0x81, `{"type":"auth","token":"x"}`), nil},
 		"4003": {func(c *Config) { c.Verifier = fixedVerifier{} }, testkit.MaskedFrame(0x81, `{"type":"auth","token":"x"}`), disconnectAnn},

@@ -17,7 +17,7 @@ import (
 // Bans keep users away from all nodes. Implementations are safe for concurrent use.
 type Bans interface {
 	// Ban bans a user for a duration, and makes every node close the user's
-	// connections by an event for [Server.HandleNodeEvent]. This node gets its
+	// connections by an event for [Server.CloseUser]. This node gets its
 	// event before Ban returns. An error that wraps
 	// message.ErrSharedStateUnavailable means that the other nodes will learn of
 	// the ban later.
@@ -26,6 +26,9 @@ type Bans interface {
 	// does not block.
 	Banned(user string) (time.Duration, bool)
 }
+
+// CloseUser closes the connections of a banned user. It does not block.
+func (s *Server) CloseUser(user string) { s.admission.CloseUser(user) }
 
 const (
 	// minBan is the shortest ban, and the default. A node that misses the event

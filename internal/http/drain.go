@@ -25,13 +25,9 @@ func newDrain(s *Server) *drain.Node {
 	})
 }
 
-// DrainForShutdown drains the node of a process that is stopping. It can't be
-// canceled.
-func (s *Server) DrainForShutdown(ctx context.Context) error { return s.drain.DrainForShutdown(ctx) }
-
-// CloseSockets stops the server, closes all clients with 1012, so that they go to
-// another node, and waits until they are gone or ctx ends.
-func (s *Server) CloseSockets(ctx context.Context) error { return s.drain.CloseClients(ctx) }
+// DrainForShutdown moves the clients of a process that is stopping to other nodes, closes
+// those that do not move, and waits until they are gone or ctx ends. It can't be canceled.
+func (s *Server) DrainForShutdown(ctx context.Context) error { return s.drain.Shutdown(ctx) }
 
 // drainClients are the clients of a server, as its drain sees them. It implements
 // drain.Clients.
@@ -45,19 +41,22 @@ func (c drainClients) Count() int { return c.server.admission.Count() }
 
 func (c drainClients) Emptied() <-chan struct{} { return c.server.admission.Emptied() }
 
-func (c drainClients) SaveBeforeMove(wave []drain.Client) []drain.Client {
+func (c drainClients) SaveBeforeMove(wave []drain.Client) (saved, unsaved []drain.Client) {
 	sessions := make([]*session.Session, len(wave))
 	for i, client := range wave {
 		sessions[i] = client.(*socket).knownSession()
 	}
-	readyClients := wave[:0]
-	for i, ready := range c.server.sessions.SaveBeforeMove(sessions) {
-		// A client that is getting a session, or got one while others were saved, waits
-		// for the next wave, which saves it.
+	for i, isSaved := range c.server.sessions.SaveBeforeMove(sessions) {
 		sock := wave[i].(*socket)
-		if ready && !sock.isIdentifying() && sock.knownSession() == sessions[i] {
-			readyClients = append(readyClients, sock)
+		switch {
+		case sock.isIdentifying() || sock.knownSession() != sessions[i]:
+			// It is getting a session, or got one while others were saved: the next wave
+			// saves it.
+		case isSaved:
+			saved = append(saved, sock)
+		default:
+			unsaved = append(unsaved, sock)
 		}
 	}
-	return readyClients
+	return saved, unsaved
 }

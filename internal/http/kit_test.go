@@ -206,18 +206,28 @@ func startNode(t testing.TB, change func(*Config)) *node {
 		change(&cfg)
 	}
 	n.Server = New(cfg)
-	shared.Start(sharedstate.Hooks{Notify: n.HandleNodeEvent})
+	shared.Start(sharedstate.Hooks{Notify: n.handleNodeEvent})
 	n.addr, n.admin = n.listen("127.0.0.1:8000", n.Serve), n.listen("127.0.0.1:8001", n.ServeAdmin)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), testkit.Timeout)
 		defer cancel()
-		for _, stop := range []func(context.Context) error{n.CloseSockets, n.Shutdown, n.hub.Close, shared.Close, b.Close, l.Close} {
+		for _, stop := range []func(context.Context) error{n.drain.CloseClients, n.Shutdown, n.hub.Close, shared.Close, b.Close, l.Close} {
 			if err := stop(ctx); err != nil {
 				t.Error(err)
 			}
 		}
 	})
 	return n
+}
+
+// handleNodeEvent passes node events on as the service does.
+func (n *node) handleNodeEvent(event message.NodeEvent) {
+	switch event.Kind {
+	case message.EventTakeover, message.EventSessionLive:
+		n.HandleTakeover(event)
+	case message.EventBanned:
+		n.CloseUser(event.User)
+	}
 }
 
 func (n *node) components() []Component {

@@ -89,7 +89,7 @@ func TestEveryAdmissionSlotIsReleased(t *testing.T) {
 			n.handshakeStatus("X-Forwarded-For: 198.51.100.9") // cut right after the upgrade
 			n.handshakeStatus("X-Forwarded-For: 198.51.100.9", "Sec-WebSocket-Version: 12")
 		}
-		if err := n.CloseSockets(t.Context()); err != nil {
+		if err := n.drain.CloseClients(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		testkit.Eventually(t, "all connections to end", func() bool { return n.admission.Count() == 0 })

@@ -38,8 +38,8 @@ func TestAHandshakeThatOvertakesAStopIsClosed(t *testing.T) {
 		go func() { opened <- n.open(withToken(tokenOf("ann", time.Hour, everyRoom))) }()
 		<-v.waiting
 		stopped := make(chan error, 1)
-		go func() { stopped <- n.CloseSockets(context.Background()) }()
-		synctest.Wait() // CloseSockets has closed all registered connections: there are none
+		go func() { stopped <- n.drain.CloseClients(context.Background()) }()
+		synctest.Wait() // CloseClients has closed all registered connections: there are none
 		began := time.Now()
 		close(v.gate)
 		if code := (<-opened).closed(); code != 1012 {

@@ -175,8 +175,6 @@ type Server struct {
 	expiry      *wheel.Deadlines[*socket] // of tokens
 	audit       *audit.Log
 
-	started time.Time
-
 	nextConnection atomic.Uint64 // numbers connections without a session
 	queuedBytes    atomic.Int64
 	tick           atomic.Int64
@@ -187,7 +185,7 @@ type Server struct {
 	loops          sync.WaitGroup
 	sessions       *session.Set
 	// moveLatencies are those of clients that moved here.
-	moveLatencies drain.MoveLatencies
+	moveLatencies moveLatencies
 	drain         *drain.Node
 	// Counters since the start: handshakes that were accepted, the part of them
 	// with a session of another node, and handshakes over MaxHandshakeRate.
@@ -205,7 +203,6 @@ func New(cfg Config) *Server {
 		}),
 		auth:        &authenticator{verifier: cfg.Verifier, bans: cfg.Bans, queryToken: cfg.AuthQueryToken},
 		frameLimits: cfg.Rates.frameRates(cfg.MaxRooms),
-		started:     time.Now(),
 		stop:        make(chan struct{}),
 	}
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
@@ -218,7 +215,7 @@ func New(cfg Config) *Server {
 	s.public.ConnState = admission.NewHTTPConns(g.proxies.PeerNetwork, s.metrics.httpConnsRefused.Inc).OnStateChange
 	s.admin = s.newHTTPServer((&adminAPI{server: s, respond: s.respond}).routes(g))
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as its caller wants
-	s.expiry = wheel.NewDeadlines[*socket](s.started)
+	s.expiry = wheel.NewDeadlines[*socket](time.Now())
 	s.loops.Go(func() { s.heartbeatLoop(cfg.Heartbeat) })
 	s.loops.Go(s.expiryLoop)
 	s.loops.Go(func() { s.sessions.SaveLoop(s.stop) })
@@ -254,9 +251,6 @@ func serve(h *http.Server, l net.Listener) error {
 	return nil
 }
 
-// uptime is a monotonic clock.
-func (s *Server) uptime() time.Duration { return time.Since(s.started) }
-
 // Handler returns the public routes, for a server of the caller's own.
 func (s *Server) Handler() http.Handler { return s.public.Handler }
 
@@ -265,7 +259,7 @@ func (s *Server) Stop() { s.drain.Stop() }
 
 // Shutdown stops both listeners, waits for running requests, and stops the
 // background loops and the audit log. It does not wait for WebSockets: see
-// CloseSockets.
+// DrainForShutdown.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.Stop()
 	err := errors.Join(s.public.Shutdown(ctx), s.admin.Shutdown(ctx))

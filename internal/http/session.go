@@ -3,6 +3,7 @@ package http
 import (
 	"time"
 
+	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 	"switchyard/internal/session"
 )
@@ -14,6 +15,10 @@ func newSessions(s *Server) *session.Set {
 		TakeoverTimeout: s.cfg.TakeoverTimeout, Log: s.log,
 	})
 }
+
+// HandleTakeover handles the event that a newer connection owns a session, or is live in
+// its rooms. It does not block.
+func (s *Server) HandleTakeover(event message.NodeEvent) { s.sessions.HandleTakeover(event) }
 
 // attachSession gives the connection the session that its handshake offers, or a new
 // one. It is called before any request is handled.

@@ -62,7 +62,7 @@ func startSessionNode(t *testing.T, change func(*Config)) (*node, *observedSessi
 			change(c)
 		}
 	})
-	own.Start(sharedstate.Hooks{Notify: n.HandleNodeEvent})
+	own.Start(sharedstate.Hooks{Notify: n.handleNodeEvent})
 	t.Cleanup(func() {
 		if err := own.Close(context.Background()); err != nil {
 			t.Error(err)

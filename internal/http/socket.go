@@ -207,7 +207,7 @@ func (sock *socket) dispatch(r *protocol.Request) {
 		// Only a session of another node counts, and only once. Otherwise any
 		// client could slow the drain of another node.
 		if !sock.moveReported && (sock.session == nil || sock.session.IsFromOtherNode()) {
-			sock.server.moveLatencies.Record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
+			sock.server.moveLatencies.record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 		}
 		sock.moveReported = true
 	default:

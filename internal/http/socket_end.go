@@ -25,7 +25,6 @@ func (sock *socket) end(err error) {
 		sock.client.Close(endedByClient && !moving)
 	}
 	s.expiry.Remove(sock)
-	s.sessions.Remove(sock.session)
 	s.openSockets.Remove(sock)
 	if isProtocolError(sock.conn, err) {
 		// The library ends on some frames without a close frame (an unmasked one).

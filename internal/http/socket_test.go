@@ -267,7 +267,7 @@ func TestStopClosesEveryoneWithRestart(t *testing.T) {
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
-			done <- n.CloseSockets(ctx)
+			done <- n.drain.CloseClients(ctx)
 		}()
 		for _, b := range browsers {
 			if got := b.closed(); got != 1012 {

@@ -53,7 +53,7 @@ func (s *Server) Status() message.NodeStatus {
 		HandshakesOfMoved: moved,
 		HandshakesRefused: refused,
 		HandshakeLimit:    float64(s.cfg.MaxHandshakeRate),
-		HandshakeP95:      s.moveLatencies.P95(now),
+		HandshakeP95:      s.moveLatencies.p95(now),
 		MovesAsked:        d.MovesAsked,
 		Leaving:           d.Leaving,
 	}

@@ -79,8 +79,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	s := h.server
 	frames, bytesRead := s.cfg.Rates.readLimits(s.cfg.MaxRooms)
 	h.conn = conn.New(c, slices.Clone(preread), conn.Options{
-		QueueBytes: s.cfg.QueueBytes, TotalQueued: &s.queuedBytes, Tick: &s.tick,
-		Throttle: conn.NewThrottle(frames, bytesRead, s.uptime),
+		QueueBytes: s.cfg.QueueBytes, TotalQueued: &s.queuedBytes, Tick: &s.tick, Frames: frames, Bytes: bytesRead,
 	})
 	answer := bytes.NewBufferString("HTTP/1.1 101 Switching Protocols\r\n")
 	_ = h.Header().Write(answer) // never fails

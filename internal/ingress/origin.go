@@ -166,7 +166,7 @@ func (o *Origins) Allow(r *http.Request, from *Sender) bool {
 // trusted proxy named it. Without such a proxy, TLS may have ended on the way, so
 // both schemes of the host are accepted.
 func sameOrigin(page origin, from *Sender) bool {
-	if page.scheme != "http" && page.scheme != "https" || from.Proto != "" && from.Proto != page.scheme {
+	if page.scheme != "http" && page.scheme != "https" || from.proto != "" && from.proto != page.scheme {
 		return false
 	}
 	host, ok := parseAuthority(from.Host)

@@ -20,9 +20,9 @@ type Sender struct {
 	Network netip.Prefix
 	// Host is the host that the client requested, host[:port].
 	Host string
-	// Proto is the scheme that the client used, http or https; "" if no trusted
+	// proto is the scheme that the client used, http or https; "" if no trusted
 	// proxy named it.
-	Proto string
+	proto string
 }
 
 // Proxies are the networks of trusted proxies.
@@ -52,7 +52,7 @@ func (p Proxies) Sender(r *http.Request) Sender {
 		s.Host = singleValue(hosts)
 	}
 	if protos := r.Header.Values("X-Forwarded-Proto"); len(protos) > 0 {
-		s.Proto = forwardedProto(singleValue(protos))
+		s.proto = forwardedProto(singleValue(protos))
 	}
 	return s
 }

@@ -38,15 +38,14 @@ type Session struct {
 
 	// mu protects the fields below.
 	mu     sync.Mutex
-	record message.Session // as last saved
+	record message.Session // as saved, or as the next save will store it
 	saved  bool            // the last save succeeded
 	// joinsPending means that, with rejoinRooms, some joins were not complete at
 	// the last save.
-	joinsPending  bool
-	failedSaves   int  // failed saves in a row
-	deferredWaves int  // waves that did not ask this client, because its session was not saved yet
-	detached      bool // the connection has ended: record.Rooms are final
-	released      bool // a newer connection owns the session, or it was deleted
+	joinsPending bool
+	failedSaves  int  // failed saves in a row
+	detached     bool // the connection has ended: record.Rooms are final
+	released     bool // a newer connection owns the session, or it was deleted
 	// closeTimer closes the older connection of a takeover, at closeAt.
 	closeTimer *time.Timer
 	closeAt    time.Time
@@ -109,6 +108,7 @@ func (s *Session) Detach(endedByClient bool) {
 	if s == nil {
 		return
 	}
+	defer s.set.index.remove(s) // a takeover until then keeps this connection from saving
 	rooms, _ := s.client.Positions(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -137,15 +137,6 @@ func (s *Session) isUnsaved() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.saved && !s.released && !s.detached
-}
-
-// deferMove counts a wave of a drain that skips the client because its session is
-// not saved, and reports whether to skip it: true for the first two waves.
-func (s *Session) deferMove() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.deferredWaves++
-	return s.deferredWaves <= 2
 }
 
 // setRooms stores the client's positions, and reports whether they changed. Caller
@@ -215,8 +206,7 @@ func (s *Session) handleSaveResult(r message.SaveResult) bool {
 	return false
 }
 
-// handleTakeover handles the event that a newer connection owns the session, or is
-// live in its rooms.
+// handleTakeover is the part of one connection in Set.HandleTakeover.
 func (s *Session) handleTakeover(event message.NodeEvent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -23,10 +23,9 @@ func TestWithoutAStoreThereAreNoSessions(t *testing.T) {
 	if s.IsReleased() || s.IsFromOtherNode() || s.RoomsToRejoin() != nil {
 		t.Error("a connection without a session has one")
 	}
-	set.Remove(s)
 	set.SaveLoop(nil) // returns at once
-	if ready := set.SaveBeforeMove([]*Session{s}); len(ready) != 1 || !ready[0] {
-		t.Errorf("a client without a session may move: %v", ready)
+	if saved := set.SaveBeforeMove([]*Session{s}); len(saved) != 1 || !saved[0] {
+		t.Errorf("a client without a session waits for a save: %v", saved)
 	}
 }
 
@@ -42,7 +41,6 @@ func TestAResumedSessionHasItsRooms(t *testing.T) {
 		first.RoomsChanged()
 		set.saved(first)
 		first.Detach(false)
-		set.Remove(first.Session)
 
 		second := set.connect(first.secret, true)
 		if !second.resumed || second.secret != first.secret || second.client.generation != 2 || second.client.liveRooms != 2 || second.IsFromOtherNode() {
@@ -147,13 +145,13 @@ func TestATakeoverClosesTheOlderConnection(t *testing.T) {
 				older.conn.asked.Store(tt.asked)
 				newer := set.connect(older.secret, false)
 				taken := time.Now()
-				set.HandleEvent(message.NodeEvent{Kind: message.EventTakeover, Session: older.id, Generation: newer.client.generation})
+				set.HandleTakeover(message.NodeEvent{Kind: message.EventTakeover, Session: older.id, Generation: newer.client.generation})
 				if !older.IsReleased() || newer.IsReleased() {
 					t.Errorf("released: older %v, newer %v", older.IsReleased(), newer.IsReleased())
 				}
 				if tt.live {
 					time.Sleep(3 * time.Second)
-					set.HandleEvent(message.NodeEvent{Kind: message.EventSessionLive, Session: older.id, Generation: newer.client.generation})
+					set.HandleTakeover(message.NodeEvent{Kind: message.EventSessionLive, Session: older.id, Generation: newer.client.generation})
 				}
 				closed := testkit.Receive(t, "the close of the older connection", older.conn.closed)
 				if took := closed.at.Sub(taken); closed.code != protocol.CloseReplaced || took != tt.want {
@@ -168,19 +166,14 @@ func TestATakeoverClosesTheOlderConnection(t *testing.T) {
 	}
 }
 
-// A connection that ends before it is closed by a takeover keeps no timer, and other
-// events and sessions change nothing.
+// A connection that ends before it is closed by a takeover keeps no timer, and its
+// events change no other session.
 func TestATakeoverOfAnEndedConnection(t *testing.T) {
 	inBubble(t, func(t *testing.T, set *testSet) {
 		c, other := set.connect("", false), set.connect("", false)
-		set.HandleEvent(message.NodeEvent{Kind: message.EventBanned, Session: c.id, Generation: 9})
-		if c.IsReleased() {
-			t.Error("a ban took the session over")
-		}
-		set.HandleEvent(message.NodeEvent{Kind: message.EventTakeover, Session: c.id, Generation: 2})
+		set.HandleTakeover(message.NodeEvent{Kind: message.EventTakeover, Session: c.id, Generation: 2})
 		c.Detach(true)
-		set.HandleEvent(message.NodeEvent{Kind: message.EventSessionLive, Session: c.id, Generation: 2})
-		set.Remove(c.Session)
+		set.HandleTakeover(message.NodeEvent{Kind: message.EventSessionLive, Session: c.id, Generation: 2})
 		if found := set.index.find(c.id); len(found) != 0 || len(set.index.sessions) != 1 {
 			t.Errorf("the index has %d connections of the session, and %d sessions", len(found), len(set.index.sessions))
 		}
@@ -226,7 +219,6 @@ func TestTheEndOfAConnection(t *testing.T) {
 		lost.client.setRooms(true, "a")
 		lost.Detach(false)
 		lost.client.setRooms(true) // the client leaves its rooms after that
-		set.Remove(lost.Session)
 		if got := roomsOf(set.saved(lost)); got != "a" || len(set.events.ended) != 0 {
 			t.Errorf("the saved rooms are %q, want those at the end; %d sessions ended", got, len(set.events.ended))
 		}
@@ -235,7 +227,6 @@ func TestTheEndOfAConnection(t *testing.T) {
 		set.saved(closed)
 		saves := set.store.saves()
 		closed.Detach(true)
-		set.Remove(closed.Session)
 		synctest.Wait()
 		if len(set.events.ended) != 1 || set.events.ended[0].ID != closed.id {
 			t.Errorf("ended: %+v", set.events.ended)

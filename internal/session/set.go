@@ -139,20 +139,9 @@ func (set *Set) resume(o protocol.Handshake, user string) (message.Session, bool
 	return session, ok && (!o.RejoinRooms || !session.Partial)
 }
 
-// Remove removes the session of a connection that has ended from the set. A save that
-// is scheduled is still made. s may be nil.
-func (set *Set) Remove(s *Session) {
-	if s != nil {
-		set.index.remove(s)
-	}
-}
-
-// HandleEvent handles a takeover on another node. It ignores other events, and does
-// not block.
-func (set *Set) HandleEvent(event message.NodeEvent) {
-	if event.Kind != message.EventTakeover && event.Kind != message.EventSessionLive {
-		return
-	}
+// HandleTakeover handles the event that a newer connection owns a session, or is live in
+// its rooms. It does not block.
+func (set *Set) HandleTakeover(event message.NodeEvent) {
 	for _, s := range set.index.find(event.Session) {
 		s.handleTakeover(event)
 	}
@@ -164,13 +153,4 @@ func (set *Set) SaveLoop(stop <-chan struct{}) {
 	if set.cfg.Store != nil {
 		set.writer.loop(stop)
 	}
-}
-
-// SaveBeforeMove makes sure that clients have a session before they are asked to move.
-// It saves the sessions of the wave that are unsaved or have changed, and returns
-// which of the clients may be asked now. The others wait for the next wave, twice at
-// most, so that a drain does not wait long for a Redis that is down. A nil session is that
-// of a client without one, which needs not wait.
-func (set *Set) SaveBeforeMove(wave []*Session) (ready []bool) {
-	return set.writer.saveBeforeMove(wave)
 }

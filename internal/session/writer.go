@@ -89,7 +89,7 @@ func (w *writer) flush() {
 	w.mu.Unlock()
 	for batch := range slices.Chunk(due, saveBatchSize) {
 		w.saving.Lock()
-		wasDue := w.claimDue(batch) // saveBeforeMove may have saved some in between
+		wasDue := w.claimDue(batch) // SaveBeforeMove may have saved some in between
 		w.saveAll(func(yield func(*Session) bool) {
 			for i, s := range batch {
 				if wasDue[i] && !yield(s) {
@@ -101,8 +101,11 @@ func (w *writer) flush() {
 	}
 }
 
-// saveBeforeMove is Set.SaveBeforeMove.
-func (w *writer) saveBeforeMove(wave []*Session) (ready []bool) {
+// SaveBeforeMove saves the sessions of clients that are about to be asked to move, if they
+// are unsaved or have changed. It returns for which of them another node can resume the
+// session. A client without one, whose session is nil, has nothing to resume.
+func (set *Set) SaveBeforeMove(wave []*Session) (saved []bool) {
+	w := &set.writer
 	w.saving.Lock()
 	defer w.saving.Unlock()
 	changed := w.claimDue(wave)
@@ -113,11 +116,11 @@ func (w *writer) saveBeforeMove(wave []*Session) (ready []bool) {
 			}
 		}
 	})
-	ready = make([]bool, len(wave))
+	saved = make([]bool, len(wave))
 	for i, s := range wave {
-		ready[i] = !s.isUnsaved() || !s.deferMove()
+		saved[i] = !s.isUnsaved()
 	}
-	return ready
+	return saved
 }
 
 // claimDue returns which of these sessions were due, and unschedules them.

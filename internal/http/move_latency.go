@@ -1,4 +1,4 @@
-package drain
+package http
 
 import (
 	"slices"
@@ -16,9 +16,9 @@ const (
 	minMoveLatencies = 10
 )
 
-// MoveLatencies are the recent times between a moved client's connect and its
+// moveLatencies are the recent times between a moved client's connect and its
 // welcome, as clients report them. It is safe for concurrent use.
-type MoveLatencies struct {
+type moveLatencies struct {
 	mu   sync.Mutex
 	ring [moveLatencySamples]moveLatency
 	next int
@@ -29,17 +29,17 @@ type moveLatency struct {
 	took time.Duration
 }
 
-// Record adds a latency.
-func (m *MoveLatencies) Record(now time.Time, took time.Duration) {
+// record adds a latency.
+func (m *moveLatencies) record(now time.Time, took time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ring[m.next] = moveLatency{now, took}
 	m.next = (m.next + 1) % moveLatencySamples
 }
 
-// P95 returns the 95th percentile of the recent latencies, or 0 if there are fewer
+// p95 returns the 95th percentile of the recent latencies, or 0 if there are fewer
 // than minMoveLatencies.
-func (m *MoveLatencies) P95(now time.Time) time.Duration {
+func (m *moveLatencies) p95(now time.Time) time.Duration {
 	m.mu.Lock()
 	took := make([]time.Duration, 0, moveLatencySamples)
 	for _, one := range m.ring {

@@ -272,7 +272,7 @@ func (d *Deployer) setRoute(ctx context.Context, r stack.Route) error {
 			if err == nil {
 				err = fmt.Errorf("it still routes to %s", s.Route)
 			}
-			return fmt.Errorf("Traefik did not follow active.yml within %v: %w; see `docker compose logs traefik`", d.Settings.ConfirmLimit, err)
+			return fmt.Errorf("Traefik did not follow active.yml within %v: %w; see `docker compose logs traefik`", d.Settings.ConfirmLimit, err) //nolint:staticcheck // a name
 		}
 		if !rewritten && now.After(rewriteAt) {
 			rewritten = true

@@ -47,7 +47,7 @@ func TestDeployRefusesAndSaysWhy(t *testing.T) {
 		t.Errorf("a wrong folder: %v\n%s", err, out)
 	}
 	out, err = sharedStack.run(path, "deploy", image, "--dir", sharedStack.path(""), "--project", "unknown")
-	if err == nil || !strings.Contains(out, "postgres is not there") {
+	if err == nil || !strings.Contains(out, "it is not there") {
 		t.Errorf("a wrong project: %v\n%s", err, out)
 	}
 

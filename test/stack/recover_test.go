@@ -127,7 +127,7 @@ func TestTheCommandsOfADay(t *testing.T) {
 	sharedStack.mustSucceed(t, []string{"connections ended", "[1-9][0-9]+ are open", "Handshakes: .*ok [1-9]"}, "connections", "--since", "10m")
 	sharedStack.mustSucceed(t, []string{"Since .* the nodes logged"}, "errors", "--since", "10m")
 	folder := t.TempDir()
-	sharedStack.mustSucceed(t, []string{"RESIDENT", "MiB", "on the heap, by who allocated it", "switchyard/internal/"}, "memory", "--out", folder)
+	sharedStack.mustSucceed(t, []string{"RESIDENT", "MiB", "on the heap, by the function that allocated it", "switchyard/internal/"}, "memory", "--out", folder)
 	if heaps, _ := filepath.Glob(filepath.Join(folder, sharedStack.name+"-app_*.heap.pprof")); len(heaps) < 3 {
 		t.Errorf("profiles: %v", heaps)
 	}
@@ -190,7 +190,7 @@ func TestAPromotionUnderLoad(t *testing.T) {
 	}
 	out, err := sharedStack.compose("kill", primary)
 	must(t, out, err)
-	sharedStack.mustSucceed(t, []string{standby + " takes writes now", "The last commit that it has is from"}, "promote-replica")
+	sharedStack.mustSucceed(t, []string{standby + " takes writes now", "Its last commit is from"}, "promote-replica")
 	waitAcked(t, run, 300)
 	sharedStack.mustSucceed(t, []string{"[1-9][0-9]* kinds of errors and warnings", "(?m)^(ERROR|WARN) +[1-9]"}, "errors", "--since", "5m")
 	sharedStack.assertLossDeclared(t, run)

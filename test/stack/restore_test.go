@@ -98,7 +98,7 @@ func TestEachPartIsRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	sharedStack.mustSucceed(t, []string{"Configuration: 2 files differed .* what they were is in .*/configuration-before-"}, "restore", "--to", "latest", "--no-database", "--configuration")
+	sharedStack.mustSucceed(t, []string{"Configuration: 2 files differed .* the replaced files are in .*/configuration-before-"}, "restore", "--to", "latest", "--no-database", "--configuration")
 	info, err := os.Stat(secret)
 	if err != nil || read(t, secret) != password || info.Mode().Perm() != 0o400 || info.Sys().(*syscall.Stat_t).Uid != 472 {
 		t.Errorf("the secret is not as it was: %v, %v", info, err)
@@ -111,7 +111,7 @@ func TestEachPartIsRestored(t *testing.T) {
 	if got := redis("GET", "story"); got != "two" {
 		t.Errorf("a refused restore left %q in Redis", got)
 	}
-	sharedStack.mustSucceed(t, []string{"Redis: its data are those of the backup"}, "restore", "--to", "latest", "--no-database", "--redis", "--replace")
+	sharedStack.mustSucceed(t, []string{"Redis: restored from the backup"}, "restore", "--to", "latest", "--no-database", "--redis", "--replace")
 	if got := redis("GET", "story"); got != "one" {
 		t.Errorf("Redis has %q", got)
 	}

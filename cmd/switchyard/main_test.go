@@ -74,7 +74,7 @@ func TestVerifyChecksAService(t *testing.T) {
 func TestLoadMeasuresAService(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartServer(t, nil)
-	code, out, errs := switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "4", "--rooms", "1", "--duration", "300ms", "--json")
+	code, out, errs := switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "4", "--rooms", "1", "--duration", "3s", "--json")
 	var got struct {
 		Clients    int
 		AcksPerSec float64                      `json:"acks_per_second"`
@@ -86,7 +86,7 @@ func TestLoadMeasuresAService(t *testing.T) {
 	if got.Clients != 4 || got.AcksPerSec <= 0 || got.Latency.Count == 0 {
 		t.Errorf("%+v of %s", got, out)
 	}
-	code, out, _ = switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "2", "--rooms", "1", "--rate", "100", "--duration", "300ms")
+	code, out, _ = switchyard(t.Context(), "load", "--url", s.SocketURL(), "--clients", "2", "--rooms", "1", "--rate", "100", "--duration", "3s")
 	if code != 0 || !strings.Contains(out, "acked") || !strings.Contains(out, "p99.9") {
 		t.Errorf("exit %d\n%s", code, out)
 	}

@@ -69,7 +69,7 @@ func (set *testSet) connect(secret string, rejoinRooms bool) *fakeSocket {
 
 // saved waits until the session was saved, and returns it as stored.
 func (set *testSet) saved(c *fakeSocket) message.Session {
-	time.Sleep(2 * saveInterval)
+	time.Sleep(2*saveInterval + saveInterval/2) // not at the moment of a save
 	set.store.mu.Lock()
 	defer set.store.mu.Unlock()
 	return set.store.stored[c.id]

@@ -63,6 +63,24 @@ func TestNodeDeathAndReturnAreNoticedOnce(t *testing.T) {
 	})
 }
 
+// A node sees its own changes at once: a reader waits until they are sent.
+func TestANodeSeesItsOwnChangesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startMemoryNodes(t, 1, nil)[0]
+		time.Sleep(time.Second) // until it knows the nodes
+		for range 20 {
+			a.changePresence(message.PresenceJoined, "lobby", "ada", "bob")
+			if got := a.usersIn(t, "lobby"); got != "ada bob" {
+				t.Fatalf("after the joins it sees %q", got)
+			}
+			a.changePresence(message.PresenceLeft, "lobby", "ada", "bob")
+			if got := a.usersIn(t, "lobby"); got != "" {
+				t.Fatalf("after the leaves it sees %q", got)
+			}
+		}
+	})
+}
+
 // The sessions of a new node count from its first event on, before the next
 // heartbeat lists the node.
 func TestSessionsOfANewNodeCountAtOnce(t *testing.T) {

@@ -15,9 +15,10 @@ import (
 // SentinelMaster is the name of the master in a RedisSentinel.
 const SentinelMaster = "switchyard"
 
-// sentinelTimeout bounds a failover: election and promotion take a few seconds, and
-// the first election may have no winner.
-const sentinelTimeout = 30 * time.Second
+// sentinelTimeout bounds a failover. Election and promotion take a few seconds, and the
+// first election may have no winner; a sentinel that was starved does nothing for 30 s
+// (TILT in Redis' documentation).
+const sentinelTimeout = 90 * time.Second
 
 // A RedisSentinel is a master with two replicas and three sentinels, which regard
 // the master as down after half a second. All are killed when the test ends. Its

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -51,43 +52,36 @@ SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page
 // been replaced a second ago. It refuses a server that may lose commits, and
 // begins a new epoch when it is not the same database as before.
 func (p *Postgres) verify(ctx context.Context, conn *pgx.Conn) error {
-	_, err := p.verifyServer(ctx, conn)
+	_, _, err := p.verifyServer(ctx, conn)
 	return err
 }
 
 // verifyServer does what verify does, including its writes, and returns the identity
-// of the server.
-func (p *Postgres) verifyServer(ctx context.Context, conn *pgx.Conn) (serverIdentity, error) {
+// of the server and the epoch of its log.
+func (p *Postgres) verifyServer(ctx context.Context, conn *pgx.Conn) (id serverIdentity, epoch string, err error) {
 	// Read before the query, since another connection may raise p.wal during
 	// the query.
-	seen := p.wal.Load()
-	var id serverIdentity
+	seen := p.wal.load()
 	var replica bool
 	var fsync, fullPageWrites, synchronousCommit string
-	err := conn.QueryRow(ctx, sqlServerIdentity).Scan(&replica, &fsync, &fullPageWrites, &synchronousCommit, &id.timeline, &id.wal, &id.databaseID, &id.tables)
+	err = conn.QueryRow(ctx, sqlServerIdentity).Scan(&replica, &fsync, &fullPageWrites, &synchronousCommit, &id.timeline, &id.wal, &id.databaseID, &id.tables)
 	if err != nil {
-		return id, fmt.Errorf("identify the database: %w", err)
+		return id, "", fmt.Errorf("identify the database: %w", err)
 	}
 	if err := checkServerSettings(replica, fsync, fullPageWrites, synchronousCommit); err != nil {
-		return id, err
+		return id, "", err
 	}
 	if err := checkSchema(ctx, conn); err != nil {
-		return id, err
+		return id, "", err
 	}
 	if synchronousCommit == "local" || synchronousCommit == "remote_write" {
 		// A commit must survive a failover. A stricter setting is kept.
 		if _, err := conn.Exec(ctx, "SET synchronous_commit = on"); err != nil {
-			return id, fmt.Errorf("set synchronous_commit: %w", err)
+			return id, "", fmt.Errorf("set synchronous_commit: %w", err)
 		}
 	}
-	// WAL whose flush this node has recorded is missing: the data files were
-	// replaced by an older copy, though the fingerprint may be the same.
-	lost := id.wal < seen
-	if err := p.ensureEpoch(ctx, conn, id, lost); err != nil {
-		return id, err
-	}
-	p.recordWAL(id.wal)
-	return id, nil
+	epoch, err = p.ensureEpoch(ctx, conn, id, seen)
+	return id, epoch, err
 }
 
 // checkServerSettings returns an error if the server is a replica or may lose
@@ -110,23 +104,31 @@ func checkServerSettings(replica bool, fsync, fullPageWrites, synchronousCommit 
 }
 
 // ensureEpoch begins a new epoch unless the database is the one that the stored
-// fingerprint describes, and has not lost WAL.
-func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIdentity, lost bool) error {
+// fingerprint describes, and has not lost WAL that this node had seen. It returns the
+// epoch.
+func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIdentity, seen int64) (epoch string, err error) {
 	var stored string
-	if err := conn.QueryRow(ctx, `SELECT fingerprint FROM meta`).Scan(&stored); err != nil {
-		return fmt.Errorf("read the epoch: %w", err)
+	if err := conn.QueryRow(ctx, `SELECT epoch, fingerprint FROM meta`).Scan(&epoch, &stored); err != nil {
+		return "", fmt.Errorf("read the epoch: %w", err)
 	}
-	if stored == id.fingerprint() && !lost {
-		return nil
+	if stored == id.fingerprint() && id.wal >= seen {
+		p.wal.accept(epoch, id.wal)
+		return epoch, nil
 	}
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		var epoch string
+	p.beginning.Lock()
+	defer p.beginning.Unlock()
+	// WAL whose flush this node has recorded is missing: the data files were
+	// replaced by an older copy, though the fingerprint may be the same. If another
+	// connection has begun a new epoch for that, its position counts.
+	lost := id.wal < min(seen, p.wal.load())
+	before := epoch
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		err := tx.QueryRow(ctx, `SELECT epoch, fingerprint FROM meta FOR UPDATE`).Scan(&epoch, &stored)
 		if err != nil {
 			return fmt.Errorf("lock the epoch: %w", err)
 		}
 		switch {
-		case stored == id.fingerprint() && !lost: // another connection has begun the new epoch
+		case stored == id.fingerprint() && (!lost || epoch != before): // another connection, or node, has begun the new epoch
 			return nil
 		case p.cfg.TrustFailover && !lost && epoch != "" && differsOnlyInTimeline(stored, id):
 			p.cfg.Logger.Warn("the database has failed over; the epoch is kept, because DATABASE_TRUST_FAILOVER is set", "fingerprint", id.fingerprint())
@@ -151,6 +153,11 @@ func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIde
 		}
 		return nil
 	})
+	if err != nil {
+		return "", err
+	}
+	p.wal.accept(epoch, id.wal)
+	return epoch, nil
 }
 
 // differsOnlyInTimeline reports whether id's fingerprint equals the stored one
@@ -160,14 +167,40 @@ func differsOnlyInTimeline(stored string, id serverIdentity) bool {
 	return len(parts) == 4 && parts[0]+"/"+parts[1] == id.databaseID && parts[3] == id.tables
 }
 
-// recordWAL raises p.wal to position, and never lowers it.
-func (p *Postgres) recordWAL(position int64) {
-	for {
-		seen := p.wal.Load()
-		if position <= seen || p.wal.CompareAndSwap(seen, position) {
-			return
-		}
+// A walPosition is the highest flushed WAL position that this node has seen in an epoch,
+// in bytes. It begins anew with each epoch: WAL that was missing when an epoch began is
+// not missing again for the next connection. It is safe for concurrent use, and its
+// lock is a leaf.
+type walPosition struct {
+	mu       sync.Mutex
+	epoch    string
+	position int64
+}
+
+func (w *walPosition) load() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.position
+}
+
+// raise raises the position if the epoch is still the same, and never lowers it.
+func (w *walPosition) raise(epoch string, position int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if epoch == w.epoch {
+		w.position = max(w.position, position)
 	}
+}
+
+// accept begins anew if a verified server has another epoch, and raises the position
+// otherwise.
+func (w *walPosition) accept(epoch string, position int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if epoch != w.epoch {
+		w.epoch, w.position = epoch, 0
+	}
+	w.position = max(w.position, position)
 }
 
 // newEpoch returns 16 random hex digits.

@@ -27,7 +27,10 @@ type Postgres struct {
 	conn   *pgx.ConnConfig // shared by all connections
 	repair *pgxpool.Pool   // for the commit feed, heads, repairs, pruning and retention: readers cannot starve them
 	reads  *pgxpool.Pool
-	wal    atomic.Int64 // highest flushed WAL position that this node has seen, in bytes
+	wal    walPosition
+	// beginning is held while a new epoch begins, so that the connections of this node
+	// begin one together.
+	beginning sync.Mutex
 
 	stop   context.CancelFunc // ends loops
 	loops  sync.WaitGroup

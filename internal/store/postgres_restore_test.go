@@ -2,9 +2,13 @@ package store
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os/exec"
+	"sync"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
@@ -101,7 +105,7 @@ func TestFilesRestoredUnderARunningNodeBeginANewEpoch(t *testing.T) {
 	n.mustPublish("room", "2", "x")
 	flushed := pg.Query(`SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint`)
 	testkit.EventuallyNil(t, "a ping sees the WAL", func() error {
-		if seen := fmt.Sprint(n.logUnderTest.(*Postgres).wal.Load()); seen < flushed {
+		if seen := fmt.Sprint(n.logUnderTest.(*Postgres).wal.load()); seen < flushed {
 			return fmt.Errorf("%s of %s", seen, flushed)
 		}
 		return nil
@@ -110,6 +114,44 @@ func TestFilesRestoredUnderARunningNodeBeginANewEpoch(t *testing.T) {
 	copyTree(t, pg.DataDir()+".earlier", pg.DataDir())
 	pg.Start()
 	n.expectNewEpoch(old.Epoch, 2)
+}
+
+// WAL that is missing begins one new epoch, whatever number of connections find it
+// missing, at once or later.
+func TestMissingWALBeginsOneEpoch(t *testing.T) {
+	t.Parallel()
+	logs := new(testkit.Logs)
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	n := f.startNode(func(c *Config) { c.Logger = logs.Logger() })
+	before := n.mustPublish("room", "1", "x").Epoch
+	p := n.logUnderTest.(*Postgres)
+	p.wal.raise(string(before), 1<<60) // as if that had been flushed, and was not replicated
+	reconnect := func() {
+		conn, err := pgx.ConnectConfig(t.Context(), p.conn.Copy())
+		if err == nil {
+			err = errors.Join(p.verify(t.Context(), conn), conn.Close(t.Context()))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	var connecting sync.WaitGroup
+	for range 5 {
+		connecting.Go(reconnect)
+	}
+	connecting.Wait()
+	after := n.epoch()
+	if after == before {
+		t.Error("the epoch is the same though WAL is missing")
+	}
+	p.wal.raise(string(before), 1<<60) // a connection to the lost server answers late
+	reconnect()
+	if got := n.epoch(); got != after {
+		t.Errorf("the epoch %s was followed by %s", after, got)
+	}
+	if warnings := logs.Count("begins a new epoch"); warnings != 2 {
+		t.Errorf("%d epochs began, want the first one and one more", warnings)
+	}
 }
 
 func TestATrustedFailoverKeepsTheEpoch(t *testing.T) {

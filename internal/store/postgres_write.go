@@ -91,6 +91,7 @@ type pgWriter struct {
 	p                 *Postgres
 	conn              *pgx.Conn // nil when there is none
 	fingerprintPrefix string    // the verified fingerprint without the tables
+	epoch             string    // that of the log when the server was verified
 	renewAt           time.Time // when the connection is renewed
 	lockedRooms       map[string]lockedRoom
 }
@@ -102,7 +103,7 @@ func (w *pgWriter) connect(ctx context.Context) error {
 		return fmt.Errorf("connect: %w", err)
 	}
 	w.conn, w.lockedRooms = conn, map[string]lockedRoom{}
-	id, err := w.p.verifyServer(ctx, conn)
+	id, epoch, err := w.p.verifyServer(ctx, conn)
 	if err != nil {
 		w.close()
 		return err
@@ -116,7 +117,7 @@ func (w *pgWriter) connect(ctx context.Context) error {
 			return fmt.Errorf("prepare %s: %w", name, err)
 		}
 	}
-	w.fingerprintPrefix = id.databaseID + "/" + id.timeline
+	w.fingerprintPrefix, w.epoch = id.databaseID+"/"+id.timeline, epoch
 	w.renewAt = time.Now().Add(w.p.cfg.ConnLifetime)
 	return nil
 }
@@ -152,7 +153,7 @@ func (w *pgWriter) ping(ctx context.Context) error {
 		w.close()
 		return fmt.Errorf("ping: %w", err)
 	}
-	w.p.recordWAL(wal)
+	w.p.wal.raise(w.epoch, wal)
 	return nil
 }
 
@@ -298,7 +299,7 @@ func (w *pgWriter) readAnswers(answers pgx.BatchResults, n int, commit bool) (me
 	if len(results) != n {
 		return "", nil, fmt.Errorf("the database answered with %d of %d rows", len(results), n)
 	}
-	w.p.recordWAL(wal)
+	w.p.wal.raise(epoch, wal)
 	return message.Epoch(epoch), results, nil
 }
 

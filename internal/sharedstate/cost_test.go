@@ -183,6 +183,9 @@ func TestALargeRoomIsSweptInPages(t *testing.T) {
 	}
 	<-done
 	<-done
+	if got := a.metric(t, "presence_sweeps_total", ""); got != 1 {
+		t.Errorf("the tag was counted %v times as swept, want once", got)
+	}
 	if got := countCalls(t, server) - before; got < 5 {
 		t.Errorf("the sweep took %d scripts, want several small ones", got)
 	}

@@ -111,24 +111,25 @@ func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIde
 	if err := conn.QueryRow(ctx, `SELECT epoch, fingerprint FROM meta`).Scan(&epoch, &stored); err != nil {
 		return "", fmt.Errorf("read the epoch: %w", err)
 	}
-	if stored == id.fingerprint() && id.wal >= seen {
-		p.wal.accept(epoch, id.wal)
+	if stored == id.fingerprint() && id.wal >= seen && p.wal.accept(epoch, id.wal) {
 		return epoch, nil
 	}
 	p.beginning.Lock()
 	defer p.beginning.Unlock()
-	// WAL whose flush this node has recorded is missing: the data files were
-	// replaced by an older copy, though the fingerprint may be the same. If another
-	// connection has begun a new epoch for that, its position counts.
-	lost := id.wal < min(seen, p.wal.load())
 	before := epoch
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		err := tx.QueryRow(ctx, `SELECT epoch, fingerprint FROM meta FOR UPDATE`).Scan(&epoch, &stored)
 		if err != nil {
 			return fmt.Errorf("lock the epoch: %w", err)
 		}
+		// WAL whose flush this node has recorded is missing, or the epoch is one that
+		// was over: the data files were replaced by an older copy, though the
+		// fingerprint may be the same. If another connection has begun a new epoch for
+		// that, its position counts.
+		over := p.wal.isOver(epoch)
+		lost := over || id.wal < min(seen, p.wal.load())
 		switch {
-		case stored == id.fingerprint() && (!lost || epoch != before): // another connection, or node, has begun the new epoch
+		case stored == id.fingerprint() && (!lost || epoch != before && !over): // another connection, or node, has begun the new epoch
 			return nil
 		case p.cfg.TrustFailover && !lost && epoch != "" && differsOnlyInTimeline(stored, id):
 			p.cfg.Logger.Warn("the database has failed over; the epoch is kept, because DATABASE_TRUST_FAILOVER is set", "fingerprint", id.fingerprint())
@@ -175,12 +176,20 @@ type walPosition struct {
 	mu       sync.Mutex
 	epoch    string
 	position int64
+	over     map[string]bool // the epochs before this one
 }
 
 func (w *walPosition) load() int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.position
+}
+
+// isOver reports whether another epoch has followed this one.
+func (w *walPosition) isOver(epoch string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.over[epoch]
 }
 
 // raise raises the position if the epoch is still the same, and never lowers it.
@@ -193,14 +202,22 @@ func (w *walPosition) raise(epoch string, position int64) {
 }
 
 // accept begins anew if a verified server has another epoch, and raises the position
-// otherwise.
-func (w *walPosition) accept(epoch string, position int64) {
+// otherwise. It returns false, and changes nothing, if the epoch is over.
+func (w *walPosition) accept(epoch string, position int64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.over[epoch] {
+		return false
+	}
 	if epoch != w.epoch {
+		if w.over == nil {
+			w.over = make(map[string]bool)
+		}
+		w.over[w.epoch] = true
 		w.epoch, w.position = epoch, 0
 	}
 	w.position = max(w.position, position)
+	return true
 }
 
 // newEpoch returns 16 random hex digits.

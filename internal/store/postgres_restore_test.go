@@ -145,6 +145,9 @@ func TestMissingWALBeginsOneEpoch(t *testing.T) {
 		t.Error("the epoch is the same though WAL is missing")
 	}
 	p.wal.raise(string(before), 1<<60) // a connection to the lost server answers late
+	if p.wal.accept(string(before), 1<<60) {
+		t.Error("the epoch that is over was accepted again")
+	}
 	reconnect()
 	if got := n.epoch(); got != after {
 		t.Errorf("the epoch %s was followed by %s", after, got)

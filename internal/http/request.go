@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-chi/chi/v5"
 
@@ -56,14 +57,21 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int) ([]byte, error)
 	return b, nil
 }
 
-// maxDiscard bounds what is read of a body that is not used, as net/http does.
-const maxDiscard = 256 << 10
+// maxDiscard bounds what is read of a body that is not used, as net/http does, and
+// discardTimeout how long that takes: the answer waits for it.
+const (
+	maxDiscard     = 256 << 10
+	discardTimeout = time.Second
+)
 
 // discardBody reads the rest of the body of a request that is refused. A connection that
 // is closed with unread bytes is reset, so a client that still writes would lose the
 // answer. net/http reads the rest only if the client wants to keep the connection.
-func discardBody(r *http.Request) {
-	if r.Header.Get("Expect") == "" { // otherwise a read would ask the client for the body
+func discardBody(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Expect") != "" { // a read would ask the client for the body
+		return
+	}
+	if http.NewResponseController(w).SetReadDeadline(time.Now().Add(discardTimeout)) == nil {
 		_, _ = io.CopyN(io.Discard, r.Body, maxDiscard)
 	}
 }

@@ -102,7 +102,7 @@ func (re *responder) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	re.auditRefusal(r, err, &p)
 	re.log.Log(r.Context(), level, "request refused", "method", r.Method, "path", r.URL.Path,
 		"status", p.Status, "code", p.Code, "request_id", p.RequestID, "remote", callerOf(r).Addr, "error", err)
-	discardBody(r)
+	discardBody(w, r)
 	p.write(w)
 }
 

@@ -52,8 +52,8 @@ func invariants() []invariant {
 		{
 			name: "an ack follows the commit",
 			edits: []edit{{
-				store + "postgres_write.go", "	w.fingerprintPrefix = id.databaseID + \"/\" + id.timeline\n",
-				"	w.fingerprintPrefix = id.databaseID + \"/\" + id.timeline\n	_, _ = conn.Exec(ctx, \"SET synchronous_commit = off\")\n",
+				store + "postgres_write.go", "	w.fingerprintPrefix, w.epoch = id.databaseID+\"/\"+id.timeline, epoch\n",
+				"	w.fingerprintPrefix, w.epoch = id.databaseID+\"/\"+id.timeline, epoch\n	_, _ = conn.Exec(ctx, \"SET synchronous_commit = off\")\n",
 			}},
 			disrupt:    crashRepeatedly,
 			wantFaults: []string{"lost", "stored_twice", "seq_shared", "wrong_ack"},

@@ -224,10 +224,14 @@ func FindProgram(program, debianPackage string, dirs ...string) (string, error) 
 
 // FreePort returns a port on 127.0.0.1 that is free now. It is below the ports that
 // Linux gives to outgoing connections (from 32768), so that a connection of a test
-// does not use the port of a server that is being restarted.
+// does not use the port of a server that is being restarted. No two calls return the
+// same port: the clients of a server that was stopped still try to reach it.
 func FreePort() int {
 	for range 1000 {
 		port := 10_000 + rand.N(22_000)
+		if _, used := usedPorts.LoadOrStore(port, true); used {
+			continue
+		}
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err == nil {
 			_ = l.Close()
@@ -236,6 +240,9 @@ func FreePort() int {
 	}
 	panic("testkit: no free port on 127.0.0.1")
 }
+
+// usedPorts has the ports that FreePort has returned or found in use.
+var usedPorts sync.Map
 
 // A starter starts processes from one OS thread that lives as long as the tests:
 // the kernel sends Pdeathsig when the thread that started a child ends, not the

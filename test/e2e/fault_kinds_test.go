@@ -17,7 +17,7 @@ type faultKind struct {
 	// node has its own, unless shared returns true.
 	target string
 	// short and long are how long the fault lasts in the two forms of a run. A fault
-	// whose short is 0 is left out of the short form: another test covers it.
+	// whose short is 0 is only in the long form.
 	short, long time.Duration
 	// inject begins the fault. It returns a function, called before undo, that says
 	// whether the fault took effect: one that harms nothing proves nothing.
@@ -78,16 +78,13 @@ func faultKinds() []*faultKind {
 		linkFaults(targetPostgresLink, 3*time.Second, 8*time.Second)...)
 }
 
-// linkFaults returns the faults of one link of a node. TestDeliveryDuringRedisFaults
-// covers those of the link to Redis, so that the short form has only the cut.
+// linkFaults returns the faults of one link of a node. The short form has at most the
+// stall. TestVerifyCommand cuts clients, TestDeliveryDuringRedisFaults has the link to
+// Redis, and TestShortPostgreSQLFaultsOnlyDelayPublishers the one to PostgreSQL.
 func linkFaults(target string, stallShort, stallLong time.Duration) []*faultKind {
 	proxy := proxyOf[target]
-	half := time.Duration(0)
-	if stallShort > 0 {
-		half = 200 * time.Millisecond
-	}
 	return []*faultKind{
-		{name: target + " cut", target: target, short: 500 * time.Millisecond, long: 3 * time.Second,
+		{name: target + " cut", target: target, long: 3 * time.Second,
 			inject: injectLinkFault(target, func(p *testkit.Proxy) { p.Refuse(true); p.Cut() }, func(c testkit.FaultCounts) int { return c.Cut + c.Refused }),
 			undo:   func(_ *faultEnv, s *proxiedNode) { proxy(s).Refuse(false) }},
 		{name: target + " stalled", target: target, short: stallShort, long: stallLong,
@@ -96,7 +93,7 @@ func linkFaults(target string, stallShort, stallLong time.Duration) []*faultKind
 		{name: target + " delayed", target: target, long: 3 * time.Second,
 			inject: injectLinkFault(target, func(p *testkit.Proxy) { p.Delay(200 * time.Millisecond) }, func(c testkit.FaultCounts) int { return c.Delayed }),
 			undo:   func(_ *faultEnv, s *proxiedNode) { proxy(s).Delay(0) }},
-		{name: target + " half closed", target: target, short: half, long: 500 * time.Millisecond,
+		{name: target + " half closed", target: target, long: 500 * time.Millisecond,
 			inject: injectLinkFault(target, (*testkit.Proxy).HalfClose, func(c testkit.FaultCounts) int { return c.HalfClosed }),
 			undo:   func(*faultEnv, *proxiedNode) {}},
 	}

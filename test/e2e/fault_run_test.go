@@ -3,6 +3,7 @@ package e2e
 import (
 	"flag"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -17,12 +18,23 @@ var (
 	faultFile  = flag.String("faults.report", "", "a file to which each run's report is appended as a line of JSON")
 )
 
+// parallelUnlessLong lets the short form run beside other tests. The long form crashes
+// databases, and measures waits, which they would lengthen.
+func parallelUnlessLong(t *testing.T) {
+	t.Helper()
+	if !*longFaults {
+		t.Parallel()
+	}
+}
+
 // Every kind of fault happens to three nodes with members of all rooms on each of
 // them: first one fault after the other, then several at once at random. Whatever
 // dies, each acked message is stored, and every member receives it once and in order.
-// `make faults` runs the long form.
+// `make faults` runs that. The short form has each part that may fail once, at once
+// with others, in two groups: no fault alone, none at random, and of links only the
+// one to PostgreSQL, stalled.
 func TestFaultScenarios(t *testing.T) {
-	t.Parallel()
+	parallelUnlessLong(t)
 	seed := *faultSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixMilli() % 1_000_000)
@@ -47,17 +59,23 @@ func runFaults(t *testing.T, seed uint64) (report *faultReport) {
 	t.Run("run", func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 0))
 		r := newFaultRun(startFaultEnv(t, rng, 3, testkit.StartRedis(t)))
-		rooms, rate, overlap := 6, 100, 5*time.Second
+		rooms, rate := 4, 80
 		if *longFaults {
-			rooms, rate, overlap = 12, 300, 40*time.Second
+			rooms, rate = 12, 300
 		}
 		r.startWorkload(rooms, rate, 20)
 		r.waitRecovered()
 		r.workload.waits.resetWorst()
-		for _, k := range r.shuffledKinds() {
-			r.runAlone(k, r.duration(k))
+		if *longFaults {
+			for _, k := range r.shuffledKinds() {
+				r.runAlone(k, k.long)
+			}
+			r.runOverlapping(40 * time.Second)
+		} else {
+			for _, group := range shortGroups() {
+				r.runTogether(group)
+			}
 		}
-		r.runOverlapping(overlap)
 		verdict := r.workload.finish(t)
 		r.report.setResult(seed, verdict, time.Since(r.began))
 		report = r.report
@@ -97,23 +115,29 @@ type activeFault struct {
 	latestEnd  time.Time // its end if it takes no effect
 }
 
-// shuffledKinds returns the kinds of this form in random order.
+// shuffledKinds returns all kinds in random order.
 func (r *faultRun) shuffledKinds() []*faultKind {
-	var selected []*faultKind
-	for _, k := range faultKinds() {
-		if r.duration(k) > 0 {
-			selected = append(selected, k)
-		}
-	}
-	r.rng.Shuffle(len(selected), func(i, j int) { selected[i], selected[j] = selected[j], selected[i] })
-	return selected
+	all := faultKinds()
+	r.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all
 }
 
-func (r *faultRun) duration(k *faultKind) time.Duration {
-	if *longFaults {
-		return k.long
+// shortGroups returns the kinds of the short form: those that last for seconds, and
+// those that kill. A room's lock is in the first group, since it ends with PostgreSQL,
+// and first in it, since a node that is stopped may hold it.
+func shortGroups() [2][]*faultKind {
+	var groups [2][]*faultKind
+	for _, k := range faultKinds() {
+		switch {
+		case k.target == targetRoom:
+			groups[0] = append([]*faultKind{k}, groups[0]...)
+		case k.short >= 3*time.Second:
+			groups[0] = append(groups[0], k)
+		case k.short > 0:
+			groups[1] = append(groups[1], k)
+		}
 	}
-	return k.short
+	return groups
 }
 
 // start injects a fault, at the busiest node if its target belongs to one node, unless another
@@ -156,17 +180,48 @@ func (r *faultRun) undoExpired(now time.Time) (ended []*faultKind) {
 	return ended
 }
 
+// maxGrace is how long a fault may take until it has an effect.
+const maxGrace = 10 * time.Second
+
+// finishActive runs the active faults to their ends, and returns the kinds of those
+// that took effect.
+func (r *faultRun) finishActive() (ended []*faultKind) {
+	for len(r.active) > 0 {
+		r.runFor(50*time.Millisecond, nil)
+		ended = append(ended, r.undoExpired(time.Now())...)
+	}
+	return ended
+}
+
+// runTogether runs the short forms of some kinds at once, each of which must take
+// effect, and waits for recovery.
+func (r *faultRun) runTogether(kinds []*faultKind) {
+	r.t.Helper()
+	for _, k := range kinds {
+		r.t.Logf("%s, at %v", k.name, time.Since(r.began).Round(time.Second))
+		r.start(k, k.short, maxGrace)
+	}
+	ended := r.finishActive()
+	for _, k := range kinds {
+		if !slices.Contains(ended, k) {
+			r.t.Errorf("%s: the fault took no effect", k.name)
+			continue
+		}
+		r.report.addTimes(k.name, 1)
+	}
+	r.waitRecovered()
+	worst := r.workload.waits.resetWorst()
+	r.report.recordWorst("several at once", 0, worst)
+	r.t.Logf("%v; clients now %v", worst, r.clientCounts())
+}
+
 // runAlone runs one fault to its end, waits for recovery, and records how long users
 // waited.
 func (r *faultRun) runAlone(k *faultKind, duration time.Duration) {
 	r.t.Helper()
 	r.t.Logf("%s, at %v", k.name, time.Since(r.began).Round(time.Second))
-	r.start(k, duration, 10*time.Second)
-	var ended []*faultKind
-	for len(r.active) > 0 {
-		r.runFor(50*time.Millisecond, nil)
-		ended = append(ended, r.undoExpired(time.Now())...)
-	}
+	r.start(k, duration, maxGrace)
+	ended := r.finishActive()
 	if len(ended) == 0 {
 		r.t.Errorf("%s: the fault took no effect", k.name)
 	}

@@ -185,11 +185,6 @@ func postgresTool(t *testing.T, name, url string, input []byte, args ...string) 
 // short form only builds the servers whose disruption needs a database of its own;
 // `make faults` runs all.
 func TestVerifyFindsEachBrokenInvariant(t *testing.T) {
-	parallelUnlessLong := func(t *testing.T) {
-		if !*longFaults { // the long form crashes databases, and measures waits, which parallel tests would lengthen
-			t.Parallel()
-		}
-	}
 	parallelUnlessLong(t)
 	for _, inv := range invariants() {
 		t.Run(inv.name, func(t *testing.T) {

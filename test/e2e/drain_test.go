@@ -15,7 +15,7 @@ import (
 // undrains it.
 func TestAnOperatorDrainsANodeAndTakesItBack(t *testing.T) {
 	t.Parallel()
-	s := testkit.StartServer(t, nil)
+	s := testkit.StartServer(t, map[string]string{"DRAIN_WINDOW": "1s", "DRAIN_TIMEOUT": "1s"})
 	ws, _, err := websocket.Dial(t.Context(), s.SocketURL(), nil)
 	if err != nil {
 		t.Fatal(err)

@@ -110,7 +110,7 @@ func TestPlainClientsMissNothing(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{
 		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.StartRedis(t).URL(), "API_KEYS": apiKey,
-		"DRAIN_WINDOW": "2s", "DRAIN_TIMEOUT": "3s", "HEARTBEAT": "2s",
+		"DRAIN_WINDOW": "1s", "DRAIN_TIMEOUT": "1s", "HEARTBEAT": "2s",
 	}
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 	address := testkit.NewProxy(t, a.Addr)

@@ -12,17 +12,15 @@ import (
 )
 
 // slowAttacks send and read slowly, to keep the service's resources. A timeout of the
-// service ends them after 5 to 15 s, so that all of them run at once.
+// service ends them after 5 to 15 s, so that all of them run at once. The short form
+// has those that end within 12 s.
 func slowAttacks() []attack {
-	return []attack{
+	all := []attack{
 		{"a request's head never ends", "cut within 5s", func(a *attacker) string {
 			return a.dripUntilCut("GET / HTTP/1.1\r\nHost: chat.example.com\r\nX-Slow: ", "a", 5*time.Second)
 		}},
 		{"a connection sends nothing", "cut within 5s", func(a *attacker) string { return a.dripUntilCut("", "", 5*time.Second) }},
 		{"a request line never ends", "cut within 5s", func(a *attacker) string { return a.dripUntilCut("G", "E", 5*time.Second) }},
-		{"a body comes a byte at a time", "cut within 15s", func(a *attacker) string {
-			return a.dripUntilCut("POST /v1/rooms/own.a/messages HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer "+shopKey+"\r\nContent-Length: 60000\r\n\r\n{", " ", 15*time.Second)
-		}},
 		{"the body of an unauthorized request never comes", "401 unauthorized", func(a *attacker) string {
 			return a.roundTrip("POST /v1/messages HTTP/1.1\r\nHost: chat.example.com\r\nContent-Length: 1000000\r\n\r\n[")
 		}},
@@ -34,7 +32,6 @@ func slowAttacks() []attack {
 			go a.drip(c, upgradeRequest("Content-Length: 1000"), " ")
 			return readStatus(bufio.NewReader(c))
 		}},
-		{"responses are requested and not read", "cut", func(a *attacker) string { return a.requestWithoutReading() }},
 		{"a socket sends half a frame and no more", "close 4209", func(a *attacker) string {
 			w := a.connectAsOwnUser()
 			_, _ = io.WriteString(w, testkit.MaskedFrame(textFrame, `{"type":"leave","room":"own.a"}`)[:20])
@@ -65,6 +62,20 @@ func slowAttacks() []attack {
 			return end + ", " + after
 		}},
 		{"a socket reads nothing while messages come", "cut", func(a *attacker) string { return a.joinWithoutReading() }},
+	}
+	if *longFaults {
+		all = append(all, slowestAttacks()...)
+	}
+	return all
+}
+
+// slowestAttacks are ended after 15 s.
+func slowestAttacks() []attack {
+	return []attack{
+		{"a body comes a byte at a time", "cut within 15s", func(a *attacker) string {
+			return a.dripUntilCut("POST /v1/rooms/own.a/messages HTTP/1.1\r\nHost: chat.example.com\r\nAuthorization: Bearer "+shopKey+"\r\nContent-Length: 60000\r\n\r\n{", " ", 15*time.Second)
+		}},
+		{"responses are requested and not read", "cut", func(a *attacker) string { return a.requestWithoutReading() }},
 	}
 }
 

@@ -31,7 +31,8 @@ const (
 // Some three hundred attacks on a server with every protection enabled get the right
 // answers, while honest clients publish. The honest clients are not affected: the history
 // checker finds every message, and no honest connection was lost. At the end the server
-// has released the resources of the attacks.
+// has released the resources of the attacks. `make faults` also has the two that the
+// server ends only after 15 s.
 func TestHostileClients(t *testing.T) {
 	t.Parallel()
 	s := startAttackTarget(t)

@@ -22,7 +22,7 @@ const (
 	publishRate     = 200
 	publishInterval = publisherCount * time.Second / publishRate
 	// steadyTime is how long they publish before and after the fault, at least.
-	steadyTime = 1500 * time.Millisecond
+	steadyTime = time.Second
 )
 
 // A latencyWatch measures how long messages take from the call of Publish to each

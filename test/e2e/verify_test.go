@@ -48,7 +48,7 @@ func TestVerifyCommand(t *testing.T) {
 	env := map[string]string{"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.StartRedis(t).URL()}
 	a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 	code, out, errs := runSwitchyard(t, "verify", "--url", a.SocketURL(), "--url", b.SocketURL(),
-		"--clients", "20", "--rooms", "4", "--rate", "100", "--duration", "3s", "--cut", "200ms", "--json")
+		"--clients", "20", "--rooms", "4", "--rate", "100", "--duration", "2s", "--cut", "200ms", "--json")
 	if code != 0 || errs != "" {
 		t.Fatalf("exit %d\n%s%s", code, out, errs)
 	}

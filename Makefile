@@ -41,9 +41,11 @@ mutants: ## break the code on purpose in small ways, and name each change that n
 	@scripts/deps
 	$(GO) test -tags mutants -count 1 -timeout 0 -parallel 2 -v -run 'TestMutants/$(RUN)' ./test/mutants $(if $(WHOLE),-args -mutants.whole)
 
+# The stories that make test runs with fewer faults, clients and messages.
+FAULTS = TestVerifyFindsEachBrokenInvariant|TestFaultScenarios|TestDeliveryDuringRedisFaults|TestANodeDiesAndNobodyMissesAMessage|TestPublishersGetUnavailableWhilePostgreSQLFails|TestPendingPublishesAreBoundedWhilePostgreSQLStalls|TestHostileClients|TestAProcessExitsCleanlyBesideASilentClient
 faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SEED=, RUNS=20, REPORT=file
 	@scripts/deps
-	$(GO) test -race -timeout 0 -count 1 -v -run '^(TestVerifyFindsEachBrokenInvariant|TestFaultScenarios|TestANodeDiesAndNobodyMissesAMessage|TestAProcessExitsCleanlyBesideASilentClient)$$' ./test/e2e -args -faults.long \
+	$(GO) test -race -timeout 0 -count 1 -v -run '^($(FAULTS))$$' ./test/e2e -args -faults.long \
 	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
 
 # The tests that make test runs with smaller numbers, without a service besides.

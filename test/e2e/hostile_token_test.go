@@ -199,7 +199,7 @@ func tokenTransportAttacks() []attack {
 			return w.answer() + ", " + w.stillWorks()
 		}},
 		{"a connection stays open when its token expires", "close 4001", func(a *attacker) string {
-			w := a.connectWithToken(tokenOf(a.user, jsonObject{"exp": time.Now().Unix() + 2}))
+			w := a.connectWithToken(tokenOf(a.user, jsonObject{"exp": time.Now().Unix() + 5}))
 			_, end := w.readUntil(func(*receivedFrame) bool { return false })
 			return end
 		}},

@@ -87,10 +87,7 @@ func startOrFail(tb testing.TB, r *RedisServer) {
 // in which it also keeps its state.
 func newSentinel(tb testing.TB, master *RedisServer) *RedisServer {
 	tb.Helper()
-	dir, err := TempDir("sentinel", nil)
-	if err != nil {
-		tb.Fatalf("testkit: %v", err)
-	}
+	dir := memoryDir(tb)
 	file := filepath.Join(dir, "sentinel.conf")
 	conf := fmt.Sprintf("sentinel monitor %[1]s 127.0.0.1 %[2]d 2\nsentinel down-after-milliseconds %[1]s 500\n"+
 		"sentinel failover-timeout %[1]s 4000\nsentinel parallel-syncs %[1]s 2\n", SentinelMaster, master.port)
@@ -101,6 +98,19 @@ func newSentinel(tb testing.TB, master *RedisServer) *RedisServer {
 		tb.Fatalf("testkit: write a sentinel's configuration: %v", err)
 	}
 	return &RedisServer{tb: tb, dir: dir, sentinel: file, password: master.password}
+}
+
+// memoryDir returns a directory that ends with the test, in memory where the machine
+// has such a file system. A sentinel flushes its file at each step of an election, and
+// on a disk that is busy with other tests each flush may take seconds.
+func memoryDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", rootPrefix+"sentinel-")
+	if err != nil {
+		return tb.TempDir()
+	}
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 // waitReply repeats a command until good accepts its reply, for at most

@@ -23,6 +23,7 @@ func TestALostCommitAnswerIsResolvedByID(t *testing.T) {
 	pg := testkit.Postgres(t)
 	proxy, env := behindProxy(t, pg)
 	env["APPEND_TIMEOUT"] = "1s"
+	env["RATE_PUBLISH"] = "0" // while the log is not available, the publisher resends without a pause
 	a := testkit.StartServer(t, env)
 	b := testkit.StartServer(t, map[string]string{"DATABASE_URL": pg.URL()})
 	member := dialRaw(t, b)

@@ -16,11 +16,14 @@ const (
 	maxCloseSpread = 10 * time.Second
 	closeInterval  = 100 * time.Millisecond
 	minCloseBatch  = 40
+	// abortTimeout bounds the wait for the ends of the clients that were aborted.
+	abortTimeout = time.Second
 )
 
 // closeAll closes every connection with 1012, a batch at a time, because the
 // clients reconnect within a second, to nodes that accept as many handshakes as
-// this node. It aborts clients that do not answer. It returns false if ctx ended first.
+// this node. It aborts clients that do not answer, and waits until all are gone, or for
+// abortTimeout. It returns false if ctx ended first.
 func (n *Node) closeAll(ctx context.Context) bool {
 	clients := n.cfg.Clients
 	count := clients.Count()
@@ -41,14 +44,28 @@ func (n *Node) closeAll(ctx context.Context) bool {
 			return false
 		}
 	}
-	timeout := time.NewTimer(n.cfg.CloseTimeout)
-	defer timeout.Stop()
-	select {
-	case <-clients.Emptied():
-	case <-timeout.C:
-		clients.Each(Client.Abort)
-	case <-ctx.Done():
+	if n.awaitEmptied(ctx, n.cfg.CloseTimeout) {
+		return true
+	}
+	if ctx.Err() != nil {
 		return false
 	}
-	return true
+	clients.Each(Client.Abort)
+	if !n.awaitEmptied(ctx, abortTimeout) && ctx.Err() == nil {
+		n.cfg.Log.Warn("aborted clients are still connected", "clients", clients.Count())
+	}
+	return ctx.Err() == nil
+}
+
+// awaitEmptied waits until there is no client, and returns false if limit or ctx ended first.
+func (n *Node) awaitEmptied(ctx context.Context, limit time.Duration) bool {
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	select {
+	case <-n.cfg.Clients.Emptied():
+		return true
+	case <-timeout.C:
+	case <-ctx.Done():
+	}
+	return false
 }

@@ -70,3 +70,37 @@ func TestClosingEndsWithItsContext(t *testing.T) {
 		}
 	})
 }
+
+// A node is drained when it has no connection: an operator may remove it then. The end of
+// a connection that was aborted takes a moment, too.
+func TestADrainedNodeHasNoClients(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Timeout = time.Second }, func(t *testing.T, n *testNode) {
+		n.connect(lingers)
+		began := time.Now()
+		n.Start(ScopeNode, "x")
+		n.awaitPhase(PhaseDrained)
+		if s := n.State(); s.Clients != 0 {
+			t.Errorf("a drained node has %d clients", s.Clients)
+		}
+		if took, want := time.Since(began), time.Second+n.cfg.CloseTimeout+lingerTime; took < want || took > want+time.Second {
+			t.Errorf("drained after %v, want after %v", took, want)
+		}
+	})
+}
+
+// A connection that does not end does not hold the drain up, and the log shows it.
+func TestADrainDoesNotWaitForEverForAnAbortedClient(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Timeout = time.Second }, func(t *testing.T, n *testNode) {
+		c := n.connect(stuck)
+		began := time.Now()
+		n.Start(ScopeNode, "x")
+		n.awaitPhase(PhaseDrained)
+		if took, limit := time.Since(began), time.Second+n.cfg.CloseTimeout+2*time.Second; took > limit {
+			t.Errorf("drained after %v, want within %v", took, limit)
+		}
+		if s := n.State(); s.Clients != 1 || n.logs.Count(`"msg":"aborted clients are still connected"`) != 1 {
+			t.Errorf("%+v; the log does not show the client that is left: %s", s, n.logs)
+		}
+		c.leave(protocol.CloseRestart, false)
+	})
+}

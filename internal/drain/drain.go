@@ -48,7 +48,7 @@ const (
 // delivers until its last client has left.
 type drain struct {
 	node     *Node
-	log      *slog.Logger // with the scope and the reason of the beginning
+	log      *slog.Logger // with the scope and reason of the call that started the drain
 	began    time.Time
 	deadline time.Time
 	cancel   context.CancelFunc
@@ -56,8 +56,8 @@ type drain struct {
 
 	// The fields from here on belong to loop.
 	schedule waveSchedule
-	// returnedBefore is the number of returned sessions when the drain began. It is
-	// valid if hasReturnedBefore.
+	// returnedBefore is the number of returned sessions at the first wave for which it
+	// was known. It is valid if hasReturnedBefore.
 	returnedBefore    int
 	hasReturnedBefore bool
 
@@ -174,10 +174,10 @@ func (d *drain) countClients() (notAsked, moving int) {
 	return notAsked, moving
 }
 
-// sendMoves asks n clients to move, spread over the time until the next wave. It
-// returns how many it asked: a client whose session is not saved yet waits for
-// another wave.
-func (d *drain) sendMoves(n int, untilNextWave time.Duration) (sent int) {
+// sendMoves asks n clients to move, spread over a second, and tells them the time until the
+// drain's deadline. It returns how many it asked: a client whose session is not saved yet
+// waits for another wave.
+func (d *drain) sendMoves(n int, untilDeadline time.Duration) (sent int) {
 	scope, reason := d.request()
 	m := protocol.Move{Reason: reason, Avoid: protocol.Avoid{Node: d.node.cfg.Node}}
 	if scope == ScopeDeployment {
@@ -201,7 +201,7 @@ func (d *drain) sendMoves(n int, untilNextWave time.Duration) (sent int) {
 		// Each client gets its own slot, and a random time within it.
 		slot := waveInterval / time.Duration(len(ready))
 		after := first + time.Duration(i)*slot + rand.N(slot+1)
-		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(untilNextWave, after+waveInterval).Milliseconds()
+		m.AfterMS, m.DeadlineMS = after.Milliseconds(), max(untilDeadline, after+waveInterval).Milliseconds()
 		c.MoveRequest().record(now)
 		c.Send(m.Encode())
 	}

@@ -162,7 +162,12 @@ const (
 	follows behavior = iota // moves when it is asked to
 	ignores                 // ignores move frames, and answers a close
 	silent                  // answers nothing
+	lingers                 // answers nothing, and ends lingerTime after it was aborted
+	stuck                   // never ends
 )
+
+// lingerTime is how long the end of a connection takes that was aborted.
+const lingerTime = 300 * time.Millisecond
 
 // A fakeClient is one client.
 type fakeClient struct {
@@ -213,7 +218,7 @@ func (c *fakeClient) CloseWith(code protocol.CloseCode) bool {
 		return false
 	}
 	c.code, c.closedAt = code, time.Now()
-	if c.behavior != silent {
+	if c.behavior < silent {
 		time.AfterFunc(time.Millisecond, func() { c.leave(code, false) })
 	}
 	return true
@@ -225,7 +230,13 @@ func (c *fakeClient) Abort() {
 	c.aborted = true
 	code := c.code
 	c.mu.Unlock()
-	c.leave(code, false)
+	switch c.behavior {
+	case lingers:
+		time.AfterFunc(lingerTime, func() { c.leave(code, false) })
+	case stuck:
+	default:
+		c.leave(code, false)
+	}
 }
 
 // leave ends the connection, once.

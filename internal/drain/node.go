@@ -71,6 +71,11 @@ type Node struct {
 	cfg     Config
 	metrics *metrics
 
+	// starting is a lock of one element: it is held while a drain begins or is canceled,
+	// with the hooks, so that a drain begins only after the one before has ended. It is
+	// taken before mu.
+	starting chan struct{}
+
 	// mu protects the fields below and the guarded fields of each drain. It is a leaf:
 	// no function of Config is called with mu held. A caller may hold its own locks.
 	mu             sync.Mutex
@@ -85,7 +90,7 @@ func New(cfg Config) *Node {
 	if cfg.MoveTargets == nil {
 		cfg.MoveTargets = func(Scope) MoveTargets { return MoveTargets{} }
 	}
-	return &Node{cfg: cfg, metrics: newMetrics(cfg.Registerer)}
+	return &Node{cfg: cfg, metrics: newMetrics(cfg.Registerer), starting: make(chan struct{}, 1)}
 }
 
 // Shutdown stops the node of a process that ends: it drains the node, or waits for the
@@ -104,12 +109,15 @@ func (n *Node) Shutdown(ctx context.Context) error {
 }
 
 // Start starts a drain and does not wait for it. If a drain is running, the wider
-// scope and the newest reason apply to the clients that were not asked yet.
+// scope and the newest reason apply to the clients that were not asked yet. If one is
+// being canceled, the new one begins after that.
 func (n *Node) Start(scope Scope, reason string) { n.findOrStart(scope, reason) }
 
 func (n *Node) findOrStart(scope Scope, reason string) *drain {
+	n.starting <- struct{}{} // bounded, as Undrain is
+	defer func() { <-n.starting }()
 	ctx, cancel := context.WithCancel(context.Background())
-	d, isNew := n.join(scope, reason, cancel)
+	d, isNew := n.currentOrNew(scope, reason, cancel)
 	if !isNew {
 		cancel()
 		return d
@@ -118,13 +126,13 @@ func (n *Node) findOrStart(scope Scope, reason string) *drain {
 		n.cfg.OnStart(scope, reason)
 	}
 	d.log.Info("draining", "clients", n.cfg.Clients.Count(), "delay", n.cfg.Delay, "timeout", n.cfg.Timeout)
-	go d.loop(ctx) // after OnStart: Undrain waits for the loop, so OnCancel follows OnStart
+	go d.loop(ctx)
 	return d
 }
 
-// join returns the running drain, or a new one whose loop the caller starts. cancel
+// currentOrNew returns the running drain, or a new one whose loop the caller starts. cancel
 // ends that loop.
-func (n *Node) join(scope Scope, reason string, cancel context.CancelFunc) (d *drain, isNew bool) {
+func (n *Node) currentOrNew(scope Scope, reason string, cancel context.CancelFunc) (d *drain, isNew bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if d := n.current; d != nil {
@@ -147,6 +155,8 @@ func (n *Node) join(scope Scope, reason string, cancel context.CancelFunc) (d *d
 // were asked to move may still leave. It returns false if no drain is running or the
 // process is stopping.
 func (n *Node) Undrain() bool {
+	n.starting <- struct{}{}
+	defer func() { <-n.starting }()
 	d := n.cancelCurrent()
 	if d == nil {
 		return false

@@ -254,6 +254,60 @@ func TestADrainCanceledMidway(t *testing.T) {
 	})
 }
 
+// Redis hiccups when a drain begins: the node learns of the others a moment later. All
+// clients are asked to move nevertheless, and none is closed at the deadline.
+func TestADrainThatLearnsOfOtherNodesLateMovesEveryClient(t *testing.T) {
+	inBubble(t, func(c *Config) { c.Window, c.Timeout = 10*time.Second, 30*time.Second }, func(t *testing.T, n *testNode) {
+		n.targets.Store(&MoveTargets{})
+		n.connectMany(100, follows)
+		n.Start(ScopeNode, "x")
+		synctest.Wait() // the first wave
+		n.targets.Store(&healthyTargets)
+		n.awaitPhase(PhaseDrained)
+		if s := n.State(); s.Moved != 100 || s.Closed != 0 || s.Seconds > 12 {
+			t.Errorf("%+v, want all clients moved within the window", s)
+		}
+	})
+}
+
+// An operator cancels a drain while another begins one. The second drain begins when the
+// first one has ended: what was canceled is what the first one asked.
+func TestADrainBeginsAfterTheOneBeforeWasCanceled(t *testing.T) {
+	var seen []string // hooks are called one at a time
+	hook := func(what string) func(Scope, string) {
+		return func(_ Scope, reason string) { seen = append(seen, what+" "+reason) }
+	}
+	inBubble(t, func(c *Config) { c.OnStart, c.OnCancel = hook("start"), hook("cancel") }, func(t *testing.T, n *testNode) {
+		saving, release := make(chan struct{}), make(chan struct{})
+		n.save = func(wave []Client) (saved, unsaved []Client) {
+			if len(seen) == 1 { // the first drain is in the middle of a wave
+				close(saving)
+				<-release
+			}
+			return wave, nil
+		}
+		c := n.connect(ignores)
+		n.Start(ScopeNode, "first")
+		<-saving
+		go n.Undrain()
+		synctest.Wait() // it waits for the wave
+		go n.Start(ScopeNode, "second")
+		synctest.Wait() // it waits for the cancel
+		close(release)
+		synctest.Wait()
+		if want := []string{"start first", "cancel first", "start second"}; !slices.Equal(seen, want) {
+			t.Errorf("%q, want %q", seen, want)
+		}
+		if moves := c.received(); len(moves) != 2 || moves[1].Reason != "second" || !c.request.IsMade() {
+			t.Errorf("%+v, want the client asked by both drains, and not again", moves)
+		}
+		time.Sleep(3 * time.Second)
+		if moves := c.received(); len(moves) != 2 {
+			t.Errorf("the client was asked %d times by the second drain", len(moves)-1)
+		}
+	})
+}
+
 // A drain can be canceled in every phase. The node then takes clients, the loop has
 // ended, and the hooks have seen the drain begin before it was canceled.
 func TestADrainIsCanceledInAnyPhase(t *testing.T) {

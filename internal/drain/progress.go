@@ -26,7 +26,7 @@ type Progress struct {
 	Asked  int `json:"told"`   // asked to move; the admin API calls it told
 	Moved  int `json:"moved"`  // closed by the client after it was asked
 	Closed int `json:"closed"` // closed by the node at the deadline, asked or not
-	Lost   int `json:"lost"`   // ended without a close frame after the client was asked
+	Lost   int `json:"lost"`   // ended in any other way after the client was asked, such as without a close frame
 	// Returned counts the sessions that other nodes have taken over since the drain
 	// began, as those nodes report it, about two seconds late.
 	Returned int `json:"returned"`

@@ -147,7 +147,7 @@ func (p *wavePacer) size(notAsked, moving, missing int, window time.Duration, r 
 	}
 	reason, stop := p.checkTargets(moving, missing, r)
 	switch {
-	case p.waveCount == 0: // later waves grow from the first
+	case p.allowed == 0: // later waves grow from the first of which the targets are known
 		p.allowed = float64(n)
 	case reason != "":
 		p.halve()

@@ -90,6 +90,13 @@ func TestWavesFollowTheMoveTargets(t *testing.T) {
 			{"free handshakes again", 0, 0, healthyTargets, 39},
 			{"handshakes are refused: half", 0, 0, refusing, 19},
 		},
+		"unknown at first": {
+			{"as this node would accept", 0, 0, MoveTargets{HandshakeLimit: 500}, 100},
+			{"known: even", 0, 0, healthyTargets, 100},
+			{"slow: half", 0, 0, slow, 50},
+			{"unknown again", 0, 0, MoveTargets{HandshakeLimit: 500}, 100},
+			{"known: a quarter more", 0, 0, healthyTargets, 62},
+		},
 		"far away": {
 			{"even", 0, 0, far, 100},
 			{"still the same latency", 0, 0, far, 100},

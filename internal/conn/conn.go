@@ -40,7 +40,7 @@ type Options struct {
 	QueueBytes int
 	// TotalQueued counts the queued bytes of all connections, for the metric.
 	TotalQueued *atomic.Int64
-	// Tick is the number of the present heartbeat.
+	// Tick counts the turns of the heartbeat loop: wheel.SlotCount of them are a period.
 	Tick *atomic.Int64
 	// Frames and Bytes limit what is read. The zero Limit is none.
 	Frames, Bytes ratelimit.Limit
@@ -69,11 +69,12 @@ type Conn struct {
 	direct         directWriter
 	writing        bool // writeLoop owns the socket's write side
 	ending         bool // a close frame is queued or the connection failed: no more frames are accepted
+	failed         bool // it failed or was aborted: nothing is written or awaited, and no deadline is set any more
 	closed         bool
 	closeCode      protocol.CloseCode // of the first close frame, 0 for none
 	closedByServer bool               // the service decided to close, not the library
-	linger         bool
-	flushed        chan struct{} // closed when nothing is queued; nil: nobody waits
+	linger         bool               // Close reads on for a moment, so that the client gets our close frame
+	flushed        chan struct{}      // closed when nothing is queued; nil: nobody waits
 }
 
 // New returns the connection around a hijacked one. preread is what net/http has read
@@ -93,10 +94,10 @@ func New(inner net.Conn, preread []byte, o Options) *Conn {
 // called by the reader, or before anything is read.
 func (c *Conn) OnPong(f func(counter uint64)) { c.onPong = f }
 
-// MarkRead makes the client count as heard now.
+// MarkRead records that the client has sent something at this tick.
 func (c *Conn) MarkRead() { c.lastReadTick.Store(c.tick.Load()) }
 
-// LastRead returns the tick at which the client was last heard.
+// LastRead returns the tick of the last MarkRead or byte read.
 func (c *Conn) LastRead() int64 { return c.lastReadTick.Load() }
 
 // SentBytes returns how many bytes were queued or written for the client.
@@ -136,8 +137,8 @@ func (c *Conn) Write(p []byte) (int, error) {
 	f := append([]byte(nil), p...)
 	if protocol.IsClose(f) {
 		c.mu.Lock()
-		// A code from 1002 on is the library's own decision. A lower one answers
-		// the client's close frame.
+		// The library sends 1002 to 2999 by itself, or echoes the code of the client's
+		// close frame, which may be any: both are treated alike. Other codes are echoes.
 		if len(f) >= 4 && c.closeCode == 0 {
 			c.closeCode = protocol.CloseCode(binary.BigEndian.Uint16(f[2:]))
 			if c.linger = c.closeCode >= protocol.CloseProtocol && c.closeCode < 3000; c.linger {
@@ -158,7 +159,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Send implements hub.Outlet.
+// Send queues a frame and writes what the socket accepts. It implements hub.Outlet.
 func (c *Conn) Send(f protocol.Frame) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -186,22 +187,22 @@ func (c *Conn) Send(f protocol.Frame) bool {
 	return true
 }
 
-// Queue implements hub.Outlet.
+// Queue queues a frame, which Flush or the next Send writes. It implements hub.Outlet.
 func (c *Conn) Queue(f protocol.Frame) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !c.ending && c.enqueueOrClose(f)
 }
 
-// Flush implements hub.Outlet.
+// Flush writes what is queued, as far as the socket accepts it. It implements hub.Outlet.
 func (c *Conn) Flush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writeQueued()
 }
 
-// Flushed implements hub.Outlet. A client that stops reading is closed by the write
-// deadline, so the wait is bounded.
+// Flushed waits until nothing is queued. It implements hub.Outlet. A client that stops
+// reading is closed by the write deadline, so the wait is bounded.
 func (c *Conn) Flushed(ctx context.Context) error {
 	c.mu.Lock()
 	if c.ending {
@@ -278,10 +279,11 @@ func (c *Conn) Close() error {
 		return net.ErrClosed
 	}
 	c.closed, c.ending = true, true
-	linger := c.linger
 	var flushed chan struct{}
 	if c.writing {
-		_ = c.Conn.SetDeadline(time.Now().Add(CloseTimeout))
+		if !c.failed {
+			_ = c.Conn.SetDeadline(time.Now().Add(CloseTimeout))
+		}
 		if c.flushed == nil {
 			c.flushed = make(chan struct{})
 		}
@@ -294,12 +296,23 @@ func (c *Conn) Close() error {
 	if flushed != nil {
 		<-flushed // bounded by the deadline
 	}
-	if tcp, ok := c.Conn.(*net.TCPConn); ok && linger {
-		_ = tcp.CloseWrite()
-		_ = tcp.SetReadDeadline(time.Now().Add(lingerTimeout))
+	if tcp, ok := c.Conn.(*net.TCPConn); ok && c.beginLinger(tcp) {
 		_, _ = io.CopyN(io.Discard, tcp, lingerBytes)
 	}
 	return c.Conn.Close()
+}
+
+// beginLinger ends the sending and bounds the reading that gives the client the time to read
+// our close frame. It returns false if nothing is to be read.
+func (c *Conn) beginLinger(tcp *net.TCPConn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.linger || c.failed {
+		return false
+	}
+	_ = tcp.CloseWrite()
+	_ = tcp.SetReadDeadline(time.Now().Add(lingerTimeout))
+	return true
 }
 
 // CloseStatus returns the code of the first close frame that was queued, 0 for
@@ -310,8 +323,13 @@ func (c *Conn) CloseStatus() (code protocol.CloseCode, ours bool) {
 	return c.closeCode, c.closedByServer
 }
 
-// Abort ends the connection without a close frame.
-func (c *Conn) Abort() { _ = c.Conn.SetDeadline(time.Now()) }
+// Abort ends the connection at once and without a close frame: it drops what is queued, and
+// ends the reader, a write, and the waits of Close.
+func (c *Conn) Abort() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fail()
+}
 
 // queueClose queues the close frame. Caller holds mu.
 func (c *Conn) queueClose(code protocol.CloseCode) {
@@ -391,7 +409,7 @@ func (c *Conn) writeLoop() {
 		c.mu.Lock()
 		c.queue.sent(size)
 		if err != nil {
-			if c.closeCode == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			if c.closeCode == 0 && !c.failed && errors.Is(err, os.ErrDeadlineExceeded) {
 				// The client is too slow even for a close frame. It counts as a
 				// slow client.
 				c.closeCode, c.closedByServer = protocol.CloseSlow, true
@@ -403,9 +421,10 @@ func (c *Conn) writeLoop() {
 }
 
 // fail makes the connection unusable and drops its queue. The expired deadline ends
-// the reader. Caller holds mu.
+// the reader and a write. It stays: a deadline that is set again before they run would keep
+// them. Caller holds mu.
 func (c *Conn) fail() {
-	c.ending = true
+	c.ending, c.failed = true, true
 	c.queue.clear()
 	_ = c.Conn.SetDeadline(time.Now())
 }

@@ -3,11 +3,14 @@ package conn
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -198,6 +201,91 @@ func TestNothingFollowsACloseFrame(t *testing.T) {
 	ops, payloads := parseFrames(t, all)
 	if len(ops) != 2 || ops[1] != 0x88 || binary.BigEndian.Uint16(payloads[1]) != 1012 {
 		t.Errorf("got %x %q", ops, payloads)
+	}
+}
+
+// A stalledSocket is the socket of a client that reads nothing until delivered is closed. As
+// the runtime does, it looks at a deadline only when its goroutine runs: one that has expired
+// and was set again meanwhile did not expire.
+type stalledSocket struct {
+	net.Conn
+	delivered chan struct{}
+	deadline  atomic.Pointer[time.Time]
+	writes    atomic.Int32
+}
+
+func (s *stalledSocket) SetDeadline(t time.Time) error { s.deadline.Store(&t); return nil }
+
+func (s *stalledSocket) SetWriteDeadline(t time.Time) error { return s.SetDeadline(t) }
+
+func (s *stalledSocket) Close() error { return nil }
+
+func (s *stalledSocket) Write(p []byte) (int, error) {
+	s.writes.Add(1)
+	for first := s.writes.Load() == 1; ; {
+		time.Sleep(time.Millisecond)
+		if d := s.deadline.Load(); d != nil && !d.IsZero() && !time.Now().Before(*d) {
+			return 0, os.ErrDeadlineExceeded
+		}
+		select {
+		case <-s.delivered:
+			if first {
+				return len(p), nil
+			}
+		default:
+		}
+	}
+}
+
+// An aborted connection ends at once, although a write is blocked and its reader closes it,
+// and although the blocked write just succeeds and more is queued. Its client was not slow.
+func TestAnAbortedConnectionEndsAtOnce(t *testing.T) {
+	for name, delivers := range map[string]bool{"a write is blocked": false, "a write has just succeeded": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				socket := &stalledSocket{delivered: make(chan struct{})}
+				queued := new(atomic.Int64)
+				c := New(socket, nil, Options{QueueBytes: 1 << 20, TotalQueued: queued, Tick: new(atomic.Int64)})
+				c.Send(bigMessage(1, maxWrite)) // each frame is a write of its own
+				c.Send(bigMessage(2, maxWrite))
+				synctest.Wait()
+				began := time.Now()
+				if c.Abort(); delivers {
+					close(socket.delivered)
+					socket.deadline.Store(nil) // the write succeeded before the abort
+					time.Sleep(2 * time.Millisecond)
+				}
+				_ = c.Close() // as the library does when the reader fails
+				if took := time.Since(began); took > 10*time.Millisecond {
+					t.Errorf("the connection was closed after %v", took)
+				}
+				synctest.Wait()
+				if code, ours := c.CloseStatus(); code != 0 || ours {
+					t.Errorf("closed with %d, by the service: %v; want an end without a close frame", code, ours)
+				}
+				if c.Send(bigMessage(3, 10)) || queued.Load() != 0 || socket.writes.Load() != 1 {
+					t.Errorf("an aborted connection writes: %d writes, %d bytes queued", socket.writes.Load(), queued.Load())
+				}
+			})
+		})
+	}
+}
+
+// An aborted connection does not wait until its client has read the close frame: what the
+// client has sent stays unread, so that it gets a reset.
+func TestAnAbortedConnectionDoesNotWaitForItsClient(t *testing.T) {
+	c, client, _ := tcpPair(t, 1<<20)
+	c.CloseWith(protocol.CloseRestart)
+	if _, err := io.ReadFull(client, make([]byte, len(protocol.CloseFrame(protocol.CloseRestart)))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Write([]byte("unread")); err != nil {
+		t.Fatal(err)
+	}
+	c.Abort()
+	_ = c.Close()
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client got %v, want a reset", err)
 	}
 }
 

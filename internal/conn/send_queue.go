@@ -11,7 +11,7 @@ type sendQueue struct {
 	total   *atomic.Int64 // the sum of all connections
 }
 
-// isEmpty reports whether nothing waits. What was taken counts as sent here.
+// isEmpty reports whether nothing waits. Frames that take has returned do not wait any more.
 func (q *sendQueue) isEmpty() bool { return q.partial == nil && len(q.frames) == 0 }
 
 func (q *sendQueue) push(f []byte) {
@@ -27,7 +27,7 @@ func (q *sendQueue) pushPartial(rest []byte) {
 
 // take dequeues whole frames of about maxWrite bytes together, or the rest of a write
 // that the socket accepted in part. The bytes stay counted until sent is called.
-// Something is queued.
+// The queue must not be empty.
 func (q *sendQueue) take() [][]byte {
 	if q.partial != nil {
 		frames := [][]byte{q.partial}
@@ -46,7 +46,7 @@ func (q *sendQueue) take() [][]byte {
 	return frames
 }
 
-// sent removes bytes that were taken from the counts.
+// sent subtracts from the counts bytes that take has returned.
 func (q *sendQueue) sent(n int) { q.count(-n) }
 
 // drop drops the frames of which nothing was written yet.

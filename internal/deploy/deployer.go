@@ -65,7 +65,7 @@ type RefusedError struct{ Err error }
 func (e *RefusedError) Error() string { return e.Err.Error() }
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// An UnfinishedError says that the deploy stopped at a point where a color serves
+// An UnfinishedError says that the command stopped at a point where a color serves
 // all clients. The same command continues it.
 type UnfinishedError struct {
 	Step string

@@ -246,8 +246,51 @@ func TestAFirstDeployHasNothingToRollBackTo(t *testing.T) {
 	env.replicas, env.clients, env.invariantsOn = map[stack.Color][]stack.Replica{}, map[stack.Color]int{stack.Green: 100}, false
 	env.images["v2"] = imageFaults{errors: .5}
 	var stuck *StuckError
-	if e, err = env.deployer(stateFolder(t)).Deploy(t.Context(), "v2"); !errors.As(err, &stuck) || len(env.replicas[stack.Green]) != 3 || env.balancerRoute.Live != stack.Green {
+	d = env.deployer(stateFolder(t))
+	if e, err = d.Deploy(t.Context(), "v2"); !errors.As(err, &stuck) || len(env.replicas[stack.Green]) != 3 || env.balancerRoute.Live != stack.Green {
 		t.Fatal(e, err)
+	}
+	// The deploy is over: the history names the fault, there is nothing to roll back, and the
+	// fixed version is deployed like any other.
+	history, err := d.State.History()
+	if err != nil || len(history) != 1 || history[0].Outcome != Failed || history[0].Trigger != TriggerErrors || history[0].Color != stack.Green {
+		t.Errorf("the history is %+v, %v", history, err)
+	}
+	var refused *RefusedError
+	if e, err = d.Rollback(t.Context()); !errors.As(err, &refused) || !strings.Contains(err.Error(), "nothing to roll back to") {
+		t.Errorf("a rollback: %+v, %v", e, err)
+	}
+	if e, err = d.Deploy(t.Context(), "v3"); err != nil || e.Outcome != Deployed || e.Color != stack.Blue || env.clients[stack.Blue] != 100 {
+		t.Errorf("the fixed version: %+v, %v, %v", e, err, env.clients)
+	}
+}
+
+// A first deploy whose version fails while it serves may be killed anywhere: the next command
+// ends it, and the version stays live.
+func TestAKilledFirstDeployIsEndedByTheNextRun(t *testing.T) {
+	for at := 1; ; at += 5 {
+		env := newModelEnv(t)
+		env.replicas, env.clients, env.invariantsOn = map[stack.Color][]stack.Replica{}, map[stack.Color]int{stack.Green: 100}, false
+		env.images["v2"] = imageFaults{errors: .5}
+		d := env.deployer(stateFolder(t))
+		deploy := func() (HistoryEntry, error) { return d.Deploy(t.Context(), "v2") }
+		_, err, died := env.runUntilKilled(at, deploy)
+		if died {
+			_, err = deploy()
+		}
+		var stuck *StuckError
+		if !errors.As(err, &stuck) && !errors.Is(err, ErrAlreadyLive) || env.balancerRoute.Live != stack.Green {
+			t.Errorf("killed in call %d: %v", at, err)
+		}
+		if j, err := d.State.Current(); j != nil || err != nil {
+			t.Errorf("killed in call %d: the journal is still open: %+v, %v", at, j, err)
+		}
+		if history, err := d.State.History(); err != nil || len(history) != 1 || history[0].Outcome != Failed {
+			t.Errorf("killed in call %d: the history is %+v, %v", at, history, err)
+		}
+		if !died {
+			return
+		}
 	}
 }
 

@@ -128,9 +128,14 @@ func (jd *judge) recordOldHealth(s stack.Snapshot) {
 	}
 }
 
-// triggerUnlessShared fires a trigger, unless the old color had a fault too.
+func (jd *judge) isDisabled(t Trigger) bool {
+	return slices.Contains(jd.settings.Triggers.Disabled, t)
+}
+
+// triggerUnlessShared returns a trigger as an error, unless it is disabled or the old color
+// had a fault too.
 func (jd *judge) triggerUnlessShared(t Trigger, reason string, at time.Time) error {
-	if slices.Contains(jd.settings.Triggers.Disabled, t) {
+	if jd.isDisabled(t) {
 		return nil
 	}
 	sharedFaults := []observedFault{jd.oldFault}
@@ -185,20 +190,20 @@ func (jd *judge) judgeWindow(new, old checks.MetricsWindow, at time.Time) error 
 			return err
 		}
 	}
-	if share := 100 * new.Memory; share > t.MemoryPercent {
+	if share := 100 * new.Memory; share > t.MemoryPercent && !jd.isDisabled(TriggerMemory) {
 		reason := fmt.Sprintf("a replica uses %.0f%% of its memory limit, over %v%%", share, t.MemoryPercent)
 		if 100*old.Memory > t.MemoryPercent {
 			jd.suppress(TriggerMemory, reason, fmt.Sprintf("%.0f%%", 100*old.Memory))
 			return nil
 		}
-		return jd.triggerIfEnabled(TriggerMemory, reason)
+		return &triggerError{TriggerMemory, reason}
 	}
 	return nil
 }
 
-// triggerIfEnabled fires a trigger, whatever faults the old color has.
+// triggerIfEnabled returns a trigger as an error, whatever faults the old color has.
 func (jd *judge) triggerIfEnabled(t Trigger, reason string) error {
-	if slices.Contains(jd.settings.Triggers.Disabled, t) {
+	if jd.isDisabled(t) {
 		return nil
 	}
 	return &triggerError{t, reason}

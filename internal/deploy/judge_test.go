@@ -207,3 +207,16 @@ func TestTheBoundOfReturnedClients(t *testing.T) {
 		}
 	}
 }
+
+// A trigger that is turned off is not reported as suppressed, either.
+func TestADisabledTriggerIsNotSuppressed(t *testing.T) {
+	jd := testJudge()
+	jd.settings.Triggers.Disabled = []Trigger{TriggerMemory}
+	full := checks.MetricsWindow{Replicas: 1, Memory: 1}
+	if err := jd.judgeWindow(full, full, time.Time{}); err != nil {
+		t.Error(err)
+	}
+	if got := jd.newlySuppressed(); len(got) != 0 {
+		t.Errorf("a disabled trigger is suppressed: %q", got)
+	}
+}

@@ -43,6 +43,7 @@ type modelEnv struct {
 	route          stack.Route
 	routeErr       error // active.yml can't be read by anyone
 	ignoresChanges bool  // Traefik does not follow active.yml
+	statusErr      error // Traefik's API does not answer
 	balancerRoute  stack.Route
 
 	replicas       map[stack.Color][]stack.Replica
@@ -60,6 +61,8 @@ type modelEnv struct {
 	savedDiagnostics, pruned []string
 	smokeTests               int
 	listedServers            int // the number in the last SetServers
+	startFails, undrainFails int // how many of the next calls fail
+	onSleep                  func()
 
 	callsUntilKill int // negative means never
 	calls          int
@@ -211,6 +214,10 @@ func (m *modelEnv) Inspect(context.Context) (stack.Snapshot, error) {
 
 func (m *modelEnv) Start(_ context.Context, spec stack.ColorSpec) error {
 	defer m.trackCall()()
+	if m.startFails > 0 {
+		m.startFails--
+		return errors.New("the engine is busy")
+	}
 	m.apply(spec)
 	return nil
 }
@@ -239,6 +246,10 @@ func (m *modelEnv) Drain(_ context.Context, names []string, _, _ string) error {
 
 func (m *modelEnv) Undrain(_ context.Context, names []string) error {
 	defer m.trackCall()()
+	if m.undrainFails > 0 {
+		m.undrainFails--
+		return errors.New("no answer")
+	}
 	for _, n := range names {
 		delete(m.drainStartedAt, n)
 		m.countCall()
@@ -285,7 +296,11 @@ func (m *modelEnv) SetRoute(_ context.Context, r stack.Route) error {
 func (m *modelEnv) Status(context.Context) (stack.BalancerStatus, error) {
 	defer m.trackCall()()
 	s := m.snapshot()
-	return stack.BalancerStatus{Route: m.balancerRoute, ServersUp: map[stack.Color]int{stack.Blue: s.CountServing(stack.Blue), stack.Green: s.CountServing(stack.Green)}}, m.routeErr
+	up := map[stack.Color]int{stack.Blue: s.CountServing(stack.Blue), stack.Green: s.CountServing(stack.Green)}
+	if m.statusErr != nil {
+		return stack.BalancerStatus{}, m.statusErr
+	}
+	return stack.BalancerStatus{Route: m.balancerRoute, ServersUp: up}, m.routeErr
 }
 
 func (m *modelEnv) Smoke(_ context.Context, t checks.Target) error {
@@ -358,6 +373,9 @@ func (m *modelEnv) Now() time.Time { return m.now }
 
 func (m *modelEnv) Sleep(ctx context.Context, d time.Duration) error {
 	defer m.trackCall()()
+	if m.onSleep != nil {
+		m.onSleep()
+	}
 	m.now = m.now.Add(d)
 	return ctx.Err()
 }

@@ -194,11 +194,29 @@ func (d *Deployer) Switch(ctx context.Context, c stack.Color) (HistoryEntry, err
 		return HistoryEntry{}, &RefusedError{err}
 	}
 	if err := d.setRoute(ctx, stack.Route{Live: c}); err != nil {
-		return HistoryEntry{}, &StuckError{Reason: err.Error(), Remedy: "`switchyard status` shows what Traefik serves"}
+		return HistoryEntry{}, d.switchError(ctx, c, err)
 	}
 	e := HistoryEntry{ID: began.Format("20060102T150405Z") + "-switch", Outcome: Switched, Color: c, Image: l.Image, From: c.Other(), Started: began, Ended: d.Deps.Clock.Now().UTC()}
 	d.notify(ctx, Notification{Kind: "switch", Deploy: e.ID, Image: l.Image.Ref, Live: c, Text: "new connections go to " + string(c) + ", by hand"})
 	return e, d.State.appendHistory(e)
+}
+
+// switchError returns the error of a switch that wrote active.yml and was interrupted, or that
+// Traefik did not follow. A person must act only if Traefik's color does not serve.
+func (d *Deployer) switchError(ctx context.Context, c stack.Color, err error) error {
+	interrupted := ctx.Err() != nil
+	if interrupted {
+		err = errInterrupted
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	status, statusErr := d.Deps.Traffic.Status(ctx)
+	s, inspectErr := d.Deps.Containers.Inspect(ctx)
+	serves := statusErr == nil && inspectErr == nil && s.CountServing(status.Route.Live) > 0
+	if !interrupted && !serves {
+		return &StuckError{Reason: err.Error(), Remedy: "`switchyard status` shows what Traefik serves"}
+	}
+	return &UnfinishedError{Step: "switch", Live: status.Route.Live, Err: err, Next: fmt.Sprintf("`switchyard switch %s` does it again", c)}
 }
 
 // requireNoDeploy returns an error if a deploy is unfinished: another command would

@@ -31,11 +31,14 @@ const (
 	statusFail = "fail"
 )
 
-// statuses are the statuses of the levels.
+// statuses maps the levels of checks to the words of the JSON output.
 var statuses = map[checks.Level]string{checks.OK: statusOK, checks.Warn: statusWarn, checks.Fail: statusFail}
 
-// checkLimit bounds one check.
+// checkLimit bounds one check, except for the scan, which ScanLimit bounds.
 const checkLimit = 2 * time.Minute
+
+// scanCheck is the name of the image scan.
+const scanCheck = "scan"
 
 // A Preflight checks whether a deploy may begin.
 type Preflight struct {
@@ -65,7 +68,7 @@ func (p *Preflight) checks(image stack.Image) []checks.Check {
 		checks.Select("redis", "replica", "backup", "drain", "nofile"),
 		[]checks.Check{
 			{Name: "window", Run: func(context.Context, *checks.Facts) []checks.Finding { return p.window() }},
-			{Name: "scan", Run: func(ctx context.Context, _ *checks.Facts) []checks.Finding { return p.scan(ctx, image) }},
+			{Name: scanCheck, Run: func(ctx context.Context, _ *checks.Facts) []checks.Finding { return p.scan(ctx, image) }},
 		},
 	)
 }
@@ -108,9 +111,18 @@ func (p *Preflight) Run(ctx context.Context, image stack.Image) ([]CheckResult, 
 	return results, ctx.Err()
 }
 
-// runCheck runs a check within checkLimit and turns its findings into a status.
+// limit returns how long a check may take.
+func (p *Preflight) limit(c checks.Check) time.Duration {
+	if c.Name == scanCheck {
+		return p.Settings.ScanLimit
+	}
+	return checkLimit
+}
+
+// runCheck runs a check within its limit and turns its findings into a status.
 func (p *Preflight) runCheck(ctx context.Context, c checks.Check, facts *checks.Facts) CheckResult {
-	ctx, cancel := context.WithTimeoutCause(ctx, checkLimit, fmt.Errorf("no result within %v", checkLimit))
+	limit := p.limit(c)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no result within %v", limit))
 	defer cancel()
 	level, text := checks.Summarize(c.Run(ctx, facts))
 	if level == checks.Fail && (slices.Contains(p.Ignore, c.Name) || p.WithoutMetrics && slices.Contains(metricsChecks, c.Name)) {
@@ -205,8 +217,6 @@ func (p *Preflight) scan(ctx context.Context, image stack.Image) []checks.Findin
 	if image.Ref == "" {
 		return checks.Warnf("no image was named")
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.Settings.ScanLimit)
-	defer cancel()
 	if _, err := stack.Shell(ctx, p.Settings.ScanLimit, p.Stack.Dir, command+` "$1"`, image.Ref); err != nil {
 		return checks.Failf("the scan rejects the image: %v", err)
 	}

@@ -69,16 +69,29 @@ func (d *Deployer) saveJournalOrWarn(j *Journal) {
 	}
 }
 
+// startAgainAfter is how long a rollback waits before it starts replicas of the old color again
+// that do not run: the engine was busy, or they have ended.
+const startAgainAfter = 10 * time.Second
+
 // restoreOldColor starts and undrains the old color, and waits until it can take
 // new connections.
 func (d *Deployer) restoreOldColor(ctx context.Context, j *Journal) error {
 	limit := d.Deps.Clock.Now().Add(d.Settings.ReadyLimit)
-	for begun := false; ; begun = true {
+	var startedAt time.Time
+	var startErr error
+	warned := map[string]bool{}
+	warn := func(err error) {
+		if err != nil && !warned[err.Error()] {
+			warned[err.Error()] = true
+			d.report("rollback", "warn", "%v", err)
+		}
+	}
+	for {
 		s, err := d.inspect(ctx)
 		if err != nil {
 			return err
 		}
-		status, _ := d.Deps.Traffic.Status(ctx) // wrong routers in Traefik are corrected by routeToOldColor
+		status, statusErr := d.Deps.Traffic.Status(ctx) // wrong routers in Traefik are corrected by routeToOldColor
 		up := status.ServersUp[j.From]
 		serving := s.CountServing(j.From)
 		if serving >= j.Old.Replicas && up >= min(serving, j.Old.Replicas) {
@@ -90,16 +103,14 @@ func (d *Deployer) restoreOldColor(ctx context.Context, j *Journal) error {
 			d.report("rollback", "warn", "only %d of %d replicas of %s are ready%s", serving, j.Old.Replicas, j.From, s.DescribeProblems(j.From))
 			return nil
 		case late:
-			return fmt.Errorf("no replica of %s is ready after %v%s", j.From, d.Settings.ReadyLimit, s.DescribeProblems(j.From))
+			return d.notReady(s, j.Old, up, startErr, statusErr)
 		}
-		if len(s.Running(j.From)) < j.Old.Replicas && !begun {
-			if err := d.Deps.Containers.Start(ctx, j.Old); err != nil {
-				d.report("rollback", "warn", "%v", err)
-			}
+		if len(s.Running(j.From)) < j.Old.Replicas && d.Deps.Clock.Now().Sub(startedAt) >= startAgainAfter {
+			startErr = d.Deps.Containers.Start(ctx, j.Old)
+			warn(startErr)
+			startedAt = d.Deps.Clock.Now()
 		}
-		if err := d.undrain(ctx, s, j.From, j.Old.Deployment); err != nil {
-			d.report("rollback", "warn", "%v", err)
-		}
+		warn(d.undrain(ctx, s, j.From, j.Old.Deployment))
 		if err := d.Deps.Clock.Sleep(ctx, pollEvery); err != nil {
 			return err
 		}
@@ -147,15 +158,23 @@ func (d *Deployer) drainNewColor(ctx context.Context, j *Journal) error {
 	}
 }
 
-// rollBackFirstDeploy rolls back a first deploy, which has no earlier version. The
-// color stays live if it serves, and is stopped if it does not.
+// rollBackFirstDeploy ends a first deploy that failed, which has no earlier version. The
+// color stays live if it serves, so that the next deploy is from it, and is stopped if it
+// does not.
 func (d *Deployer) rollBackFirstDeploy(ctx context.Context, j *Journal) (HistoryEntry, error) {
 	s, err := d.inspect(ctx)
 	if err != nil {
 		return HistoryEntry{}, d.unfinished(ctx, j, "rollback", err)
 	}
 	if r, err := d.Deps.Traffic.Route(ctx); err == nil && r.Live == j.To && s.CountServing(j.To) > 0 {
-		return HistoryEntry{}, d.stuck(ctx, j, fmt.Errorf("%s, and there is no earlier version to roll back to: %s stays live", j.Reason, j.To))
+		e := d.historyEntry(j, Failed, j.To)
+		if err := d.State.finish(e); err != nil {
+			return e, d.unfinished(ctx, j, "rollback", err)
+		}
+		return e, &StuckError{
+			Reason: fmt.Sprintf("%s, and there is no earlier version to roll back to: %s stays live", j.Reason, j.To),
+			Remedy: "`switchyard deploy` of a better image replaces it",
+		}
 	}
 	d.saveDiagnostics(ctx, j)
 	if err := d.Deps.Containers.Stop(ctx, j.To); err != nil {

@@ -2,7 +2,9 @@ package deploy
 
 import (
 	"errors"
+	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"switchyard/internal/stack"
@@ -28,6 +30,73 @@ func TestAKilledRollbackIsContinued(t *testing.T) {
 	var rolledBack *RolledBackError
 	if !errors.As(err, &rolledBack) || e.Outcome != RolledBack || e.Trigger != TriggerErrors || env.balancerRoute.Live != stack.Blue {
 		t.Errorf("%+v, %v; live %s", e, err, env.balancerRoute.Live)
+	}
+}
+
+// A Docker that is busy for a moment does not end a rollback with the bad version live: the old
+// color is started again, and so is a replica of it that ends meanwhile. The same warning is
+// shown once.
+func TestARollbackStartsTheOldColorUntilItRuns(t *testing.T) {
+	env := newModelEnv(t)
+	d := env.deployer(stateFolder(t))
+	if _, err := d.Deploy(t.Context(), "v2"); err != nil {
+		t.Fatal(err)
+	}
+	env.replicas[stack.Blue], env.startFails = nil, 3
+	warnings := map[string]int{}
+	ended := false
+	d.Report = func(e Event) {
+		if e.Kind == "warn" {
+			warnings[e.Text]++
+		}
+	}
+	sleeps := 0
+	env.onSleep = func() {
+		if sleeps++; !ended && len(env.replicas[stack.Blue]) == 3 {
+			ended = true
+			env.replicas[stack.Blue] = env.replicas[stack.Blue][:2]
+			env.drainStartedAt["app_blue-1"], env.undrainFails = env.now, 3
+		}
+	}
+	e, err := d.Rollback(t.Context())
+	if err != nil || e.Outcome != RolledBack || env.snapshot().CountServing(stack.Blue) != 3 || !ended {
+		t.Errorf("%+v, %v, ended: %v, %+v", e, err, ended, env.replicas)
+	}
+	if want := map[string]int{"the engine is busy": 1, "no answer": 1}; !maps.Equal(warnings, want) {
+		t.Errorf("warnings %v, want %v", warnings, want)
+	}
+	if took := e.RecoverySeconds; took > 60 {
+		t.Errorf("the old color served again after %v s", took)
+	}
+}
+
+// A rollback that can't proceed names the component that is at fault.
+func TestARollbackThatIsStuckNamesTheFault(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fault func(env *modelEnv)
+		says  []string
+	}{
+		"Traefik is away":     {func(env *modelEnv) { env.statusErr = errors.New("Traefik does not answer") }, []string{"3 of 3 replicas of blue", "0 of them according to Traefik", "Traefik does not answer"}},
+		"nothing gets ready":  {func(env *modelEnv) { env.oldFaults.neverReady = true }, []string{"0 of 3 replicas of blue", "0 of them according to Traefik"}},
+		"Docker never starts": {func(env *modelEnv) { env.replicas[stack.Blue], env.startFails = nil, 1000 }, []string{"0 of 3 replicas of blue", "the engine is busy"}},
+	} {
+		env := newModelEnv(t)
+		d := env.deployer(stateFolder(t))
+		if _, err := d.Deploy(t.Context(), "v2"); err != nil {
+			t.Fatal(err)
+		}
+		tt.fault(env)
+		var stuck *StuckError
+		_, err := d.Rollback(t.Context())
+		if !errors.As(err, &stuck) {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for _, s := range tt.says {
+			if !strings.Contains(err.Error(), s) {
+				t.Errorf("%s: %v, want %q", name, err, s)
+			}
+		}
 	}
 }
 

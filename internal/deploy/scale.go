@@ -35,16 +35,20 @@ func (d *Deployer) Scale(ctx context.Context, n int) (HistoryEntry, error) {
 	}
 	before := l.Replicas
 	var surplus []string
+	kept, highest := 0, 0 // of the other replicas: how many, and the highest number
 	for _, r := range s.Running(route.Live) {
 		if r.Number > n {
 			surplus = append(surplus, r.Name)
+		} else {
+			kept, highest = kept+1, max(highest, r.Number)
 		}
 	}
 	if len(surplus) > 0 {
-		err = d.shrink(ctx, route.Live, surplus, n)
-	} else {
+		err = d.shrink(ctx, route.Live, surplus, highest)
+	}
+	if err == nil && (len(surplus) == 0 || kept < n) { // a killed command may have left few replicas with high numbers
 		l.Replicas = n
-		err = d.grow(ctx, l, before)
+		err = d.grow(ctx, l, kept)
 	}
 	if err != nil {
 		return HistoryEntry{}, &UnfinishedError{Step: "scale", Live: route.Live, Err: err, Next: fmt.Sprintf("`switchyard scale %d` continues, `switchyard scale %d` undoes it", n, before)}
@@ -127,8 +131,8 @@ func (d *Deployer) drainAndWait(ctx context.Context, step string, c stack.Color,
 	}
 }
 
-// findReplicas returns all replicas of the color with this name, or the one replica
-// with this name.
+// findReplicas returns all running replicas of the color with this name, or the one running
+// replica with this name.
 func findReplicas(s stack.Snapshot, name string) (c stack.Color, replicas []string, err error) {
 	if c, err := stack.ParseColor(name); err == nil {
 		all := s.RunningNames(c, func(stack.Replica) bool { return true })

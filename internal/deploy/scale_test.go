@@ -53,6 +53,14 @@ func TestScaling(t *testing.T) {
 	if e, err := d.Scale(t.Context(), 3); err != nil || env.listedServers != 3 || env.snapshot().CountServing(stack.Blue) != 3 {
 		t.Fatal(e, err, env.listedServers)
 	}
+	// A killed docker compose up left replicas 1, 2 and 5 of 5.
+	if e, err := d.Scale(t.Context(), 5); err != nil {
+		t.Fatal(e, err)
+	}
+	env.replicas[stack.Blue] = slices.Delete(env.replicas[stack.Blue], 2, 4)
+	if e, err := d.Scale(t.Context(), 4); err != nil || env.listedServers != 4 || env.snapshot().CountServing(stack.Blue) != 4 || env.clients[stack.Blue] != 1000 {
+		t.Errorf("%+v, %v, %d servers listed, %+v", e, err, env.listedServers, env.replicas)
+	}
 	var refused *RefusedError
 	if _, err := d.Scale(t.Context(), 0); !errors.As(err, &refused) || !strings.Contains(err.Error(), "1 to 100") {
 		t.Error(err)
@@ -88,6 +96,46 @@ func TestDrainingByHand(t *testing.T) {
 	}
 	if err := d.Drain(t.Context(), "green"); err != nil || env.clients[stack.Blue] != 1000 {
 		t.Fatal(err, env.clients)
+	}
+}
+
+// A switch that is interrupted while it waits for Traefik, or that Traefik does not follow,
+// leaves a color that serves: the command is run again. An operator must act only if no color
+// serves.
+func TestASwitchThatDidNotComplete(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fault func(env *modelEnv, interrupt context.CancelFunc)
+		stuck bool
+		says  string
+	}{
+		"Ctrl-C":                  {func(env *modelEnv, interrupt context.CancelFunc) { interrupt() }, false, "interrupted"},
+		"Traefik keeps its route": {func(*modelEnv, context.CancelFunc) {}, false, "did not follow active.yml"},
+		"the old color ends too":  {func(env *modelEnv, _ context.CancelFunc) { env.replicas[stack.Green] = nil }, true, "did not follow active.yml"},
+		"Traefik is away":         {func(env *modelEnv, _ context.CancelFunc) { env.statusErr = errors.New("no answer") }, true, "no answer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			env := newModelEnv(t)
+			d := env.deployer(stateFolder(t))
+			if _, err := d.Deploy(t.Context(), "v2"); err != nil {
+				t.Fatal(err)
+			}
+			env.invariantsOn, env.ignoresChanges = false, true
+			ctx, interrupt := context.WithCancel(t.Context())
+			defer interrupt()
+			env.onSleep = func() {
+				if env.route.Live == stack.Blue { // active.yml is written
+					tt.fault(env, interrupt)
+				}
+			}
+			_, err := d.Switch(ctx, stack.Blue)
+			var (
+				unfinished *UnfinishedError
+				stuck      *StuckError
+			)
+			if errors.As(err, &stuck) != tt.stuck || errors.As(err, &unfinished) == tt.stuck || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%T %v, want %q, stuck: %v", err, err, tt.says, tt.stuck)
+			}
+		})
 	}
 }
 

@@ -46,7 +46,8 @@ type Journal struct {
 	// ClientsBeforeMove is how many clients both colors had before the old one was
 	// drained.
 	ClientsBeforeMove int `json:"clients,omitempty"`
-	// RollingBack is final: it is never reset.
+	// RollingBack is final: it is never reset. The deploy ends rolled back, or failed if
+	// there is no earlier version.
 	RollingBack bool      `json:"rolling_back,omitempty"`
 	Trigger     Trigger   `json:"trigger,omitempty"`
 	Reason      string    `json:"reason,omitempty"`
@@ -118,6 +119,7 @@ type Outcome string
 const (
 	Deployed   Outcome = "deployed"
 	RolledBack Outcome = "rolled back"
+	Failed     Outcome = "failed"   // a first deploy: it serves, and nothing else could
 	Switched   Outcome = "switched" // by the operator, without a deploy
 	Scaled     Outcome = "scaled"
 )

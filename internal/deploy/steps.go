@@ -143,17 +143,25 @@ func (d *Deployer) waitReady(ctx context.Context, spec stack.ColorSpec, inBalanc
 			}
 		}
 		if d.Deps.Clock.Now().After(limit) {
-			problems := s.DescribeProblems(spec.Color)
-			if statusErr != nil {
-				problems += "; " + statusErr.Error()
-			}
-			return fmt.Errorf("%d of %d replicas were ready after %v, %d of them according to Traefik%s",
-				s.CountServing(spec.Color), spec.Replicas, d.Settings.ReadyLimit, up, problems)
+			return d.notReady(s, spec, up, statusErr)
 		}
 		if err := d.Deps.Clock.Sleep(ctx, min(d.Settings.ProbeEvery, time.Second)); err != nil {
 			return err
 		}
 	}
+}
+
+// notReady returns the error of a color that was not ready within ReadyLimit, with what the
+// replicas, Traefik and causes say. causes may be nil.
+func (d *Deployer) notReady(s stack.Snapshot, spec stack.ColorSpec, up int, causes ...error) error {
+	problems := s.DescribeProblems(spec.Color)
+	for _, err := range causes {
+		if err != nil {
+			problems += "; " + err.Error()
+		}
+	}
+	return fmt.Errorf("%d of %d replicas of %s were ready after %v, %d of them according to Traefik%s",
+		s.CountServing(spec.Color), spec.Replicas, spec.Color, d.Settings.ReadyLimit, up, problems)
 }
 
 // smokeTest runs the smoke test on each replica of the new color.
@@ -321,7 +329,7 @@ func (d *Deployer) prune(ctx context.Context, j *Journal) (string, error) {
 	}
 	var unused []stack.Image
 	for _, e := range slices.Backward(history) {
-		if e.Outcome != Deployed && e.Outcome != RolledBack || slices.Contains(seen, e.Image.ID) {
+		if e.Outcome == Switched || e.Outcome == Scaled || slices.Contains(seen, e.Image.ID) {
 			continue
 		}
 		seen = append(seen, e.Image.ID)

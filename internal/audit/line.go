@@ -20,9 +20,9 @@ const (
 	HostRefused   Event = "host_refused"
 	RightRefused  Event = "right_refused"
 	LimitReached  Event = "limit_reached"
-	UserBanned    Event = "user_removed" // the name is older, and stays
+	UserBanned    Event = "user_removed" // a public name from before it was called a ban
 	DrainBegun    Event = "drain_begun"
-	DrainCanceled Event = "drain_taken_back" // the name is older, and stays
+	DrainCanceled Event = "drain_taken_back" // a public name from before it was called a cancel
 )
 
 var events = []Event{TokenRefused, KeyRefused, OriginRefused, HostRefused, RightRefused, LimitReached, UserBanned, DrainBegun, DrainCanceled}
@@ -44,7 +44,7 @@ type Line struct {
 	Actor string `json:"who,omitempty"`
 	// From is the client's address.
 	From string `json:"from,omitempty"`
-	// Subject is the request, or the banned user.
+	// Subject is the request, the banned user, or the scope of a drain.
 	Subject string `json:"what,omitempty"`
 	// Given is the refused origin or host.
 	Given     string `json:"given,omitempty"`

@@ -66,7 +66,10 @@ func formatAge(d time.Duration) string {
 // verifiedBackup checks that a backup was verified recently, as Prometheus knows it: the
 // folder of the backups may be on another host.
 func verifiedBackup(ctx context.Context, f *Facts) []Finding {
-	at, _, err := f.Prometheus.QueryValue(ctx, `max(switchyard_backup_last_verified_timestamp_seconds)`, time.Now())
+	if f.Prometheus == nil {
+		return Failed(f.PrometheusErr)
+	}
+	at, _, err := f.Prometheus.QueryValue(ctx, `max(switchyard_backup_last_verified_timestamp_seconds)`, f.now())
 	if err != nil {
 		return Failed(err)
 	}

@@ -100,14 +100,20 @@ func containers(_ context.Context, f *Facts) []Finding {
 		return c.IsNode() && !c.Running && c.ExitCode == 0 // the color that is not live
 	})
 	findings := judgeContainers(judged)
-	healthy := len(f.Containers) - len(findings)
+	healthy := len(judged)
+	for _, found := range findings {
+		if found.Level == Fail {
+			healthy--
+		}
+	}
 	if nodes == 0 {
 		findings = append(findings, Finding{Fail, "nodes", stack.ErrNoNode.Error()})
 	}
 	return append(findings, Okf("%d are healthy; %d nodes run", healthy, nodes)...)
 }
 
-// judgeContainers returns a finding for each container that is not well.
+// judgeContainers returns a finding for each container that is not healthy, or was not for
+// a while.
 func judgeContainers(all []stack.Container) (findings []Finding) {
 	for _, c := range all {
 		switch {
@@ -172,6 +178,10 @@ func drainBudget(f *Facts, config *stack.Config) []Finding {
 	need := time.Duration(float64(clients) / (0.8 * rate * float64(replicas)) * float64(time.Second)).Round(time.Millisecond)
 	if need > budget["DRAIN_TIMEOUT"] {
 		return Failf("%d clients take %v to move at 80%% of MAX_HANDSHAKE_RATE, over DRAIN_TIMEOUT %v", clients, need, budget["DRAIN_TIMEOUT"])
+	}
+	if need > budget["DRAIN_WINDOW"] {
+		return Okf("%d clients take %v to move, longer than DRAIN_WINDOW %v and within DRAIN_TIMEOUT %v; stopping waits %v",
+			clients, need, budget["DRAIN_WINDOW"], budget["DRAIN_TIMEOUT"], grace)
 	}
 	return Okf("%d clients move within DRAIN_WINDOW %v; stopping waits %v", clients, budget["DRAIN_WINDOW"], grace)
 }

@@ -121,6 +121,12 @@ func TestAMetricsWindowFromPrometheus(t *testing.T) {
 	if alerts, err := s.Prometheus().Alerts(t.Context()); err != nil || len(alerts) != 1 || alerts[0].Name != "Watchdog" || alerts[0].Severity != "info" {
 		t.Errorf("%+v, %v", alerts, err)
 	}
+	s.Client = &http.Client{Transport: testkit.Transport(func(string, string) (int, string) {
+		return 422, `{"status":"error","errorType":"execution","error":"query processing would load too many samples"}`
+	})}
+	if _, err := NewHostMetrics(s).Window(t.Context(), "blue-1", time.Minute); err == nil || !strings.HasSuffix(err.Error(), "Prometheus at http://prometheus:9090: query processing would load too many samples") {
+		t.Errorf("a query that Prometheus refuses to compute: %v", err)
+	}
 	for status, says := range map[int]string{0: "connection refused", 503: "Prometheus at http://prometheus:9090 does not answer"} {
 		s.Client = &http.Client{Transport: testkit.Transport(func(string, string) (int, string) {
 			return status, `{"status":"error","errorType":"unavailable","error":"starting"}`

@@ -35,8 +35,8 @@ const verifyTimeout = 5 * time.Second
 // allows it.
 const queryTokenParam = "access_token"
 
-// readHandshake reads the token and the session that a handshake offers. It refuses two
-// tokens, because it can't know which one a proxy on the way has checked.
+// readHandshake reads the token and the session that a handshake offers. It refuses a
+// request with more than one token, because it can't know which one a proxy on the way has checked.
 func (a *authenticator) readHandshake(r *http.Request) (protocol.Handshake, error) {
 	if r.ContentLength != 0 {
 		// A proxy would read these bytes as the body, and this node as frames.
@@ -122,7 +122,7 @@ func (a *authenticator) admitUser(user string, slot *admission.Slot) (protocol.C
 		return protocol.CloseRemoved, resultRemoved, errBanned
 	}
 	if !slot.AssignUser(user) {
-		return protocol.CloseTooManyConnections, resultTooManyOfUser, errNoCapacity
+		return protocol.CloseTooManyConnections, resultTooManyOfUser, errTooManyOfUser
 	}
 	return 0, "", nil
 }

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -86,7 +87,7 @@ func problemFor(err error) problem {
 		err = &protocol.Error{Code: protocol.CodeTooLarge, Message: fmt.Sprintf("the body may have %d bytes: MAX_FRAME, 1 MiB for a batch", large.Limit)}
 	}
 	e := protocol.ErrorFor(err)
-	p := newProblem(statuses[e.Code], e.Code, e.Message)
+	p := newProblem(cmp.Or(statuses[e.Code], http.StatusInternalServerError), e.Code, e.Message)
 	p.retryAfter = e.RetryAfter
 	var batchErr *message.BatchError
 	if errors.As(err, &batchErr) {

@@ -91,7 +91,7 @@ func (re *responder) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p.RequestID = callerOf(r).id
 	level := slog.LevelDebug
 	switch {
-	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity):
+	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity), errors.Is(err, errTooManyOfUser):
 		// A stranger may cause any number of these. They are in the metrics and in
 		// the audit log, which is bounded.
 	case p.Code == protocol.CodeUnavailable:
@@ -127,7 +127,7 @@ func (re *responder) auditRefusal(r *http.Request, err error, p *problem) {
 		given = callerOf(r).Host
 	case errors.Is(err, errNoAPIKey):
 		event = audit.KeyRefused
-	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity) && !re.isClosing():
+	case errors.Is(err, errHandshakeRate), errors.Is(err, errTooManyOfUser), errors.Is(err, errNoCapacity) && !re.isClosing():
 		event = audit.LimitReached
 	}
 	if event == "" {

@@ -205,7 +205,8 @@ func (sock *socket) dispatch(r *protocol.Request) {
 	case err != nil:
 	case r.Type == protocol.TypeMoved:
 		// Only a session of another node counts, and only once. Otherwise any
-		// client could slow the drain of another node.
+		// client could slow the drain of another node. Without sessions every first
+		// report counts: then no other node reads it.
 		if !sock.moveReported && (sock.session == nil || sock.session.IsFromOtherNode()) {
 			sock.server.moveLatencies.record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 		}
@@ -237,11 +238,15 @@ func (sock *socket) handleAuth(r *protocol.Request) error {
 
 func (sock *socket) sendError(r *protocol.Request, err error) {
 	e := protocol.ErrorFor(err)
-	sock.server.cfg.Hub.CountError(e.Code)
+	kind := e.Code
+	if errors.Is(err, errTooManyOfUser) {
+		kind = protocol.CodeRateLimited // see errTooManyOfUser
+	}
+	sock.server.cfg.Hub.CountError(kind)
 	if e.Code == protocol.CodeInternal {
 		sock.server.log.Error("request failed", "type", r.Type, "request_id", sock.requestID, "error", err)
 	}
-	if event := refusalEvents[e.Code]; event != "" {
+	if event := refusalEvents[kind]; event != "" {
 		sock.server.audit.Record(&audit.Line{
 			Event: event, Actor: sock.identity.User, From: sock.remote, Subject: string(r.Type) + " " + string(r.Room), Reason: e.Message, RequestID: sock.requestID,
 		})

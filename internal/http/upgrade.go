@@ -34,6 +34,15 @@ var errNoCapacity = &protocol.Error{
 	RetryAfter: time.Second,
 }
 
+// errTooManyOfUser refuses a connection over MAX_CONNECTIONS_PER_USER. The wire calls it
+// unavailable, as any limit of connections. It counts as the user's error: connections that
+// a user opens again and again are no fault of the service.
+var errTooManyOfUser = &protocol.Error{
+	Code:       protocol.CodeUnavailable,
+	Message:    "this user has too many connections; see MAX_CONNECTIONS_PER_USER",
+	RetryAfter: time.Second,
+}
+
 // errHandshakeRate refuses a handshake over MAX_HANDSHAKE_RATE.
 var errHandshakeRate = &protocol.Error{
 	Code:       protocol.CodeUnavailable,
@@ -139,7 +148,11 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 	client, err := s.auth.authenticateHandshake(r.Context(), handshake, slot)
 	if err != nil {
 		slot.Release(nil)
-		s.metrics.connections.WithLabelValues("refused").Inc()
+		result := "refused"
+		if errors.Is(err, errTooManyOfUser) {
+			result = resultTooManyOfUser
+		}
+		s.metrics.connections.WithLabelValues(result).Inc()
 		u.respond.refuse(w, r, err)
 		return
 	}

@@ -1,12 +1,18 @@
 package http
 
 import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"nhooyr.io/websocket"
 
+	"switchyard/internal/admission"
+	"switchyard/internal/protocol"
 	"switchyard/internal/testkit"
 )
 
@@ -40,10 +46,55 @@ func TestTooManyConnectionsOfAUserByFrame(t *testing.T) {
 	n.dial(withToken(ann))
 	b := n.open(nil)
 	b.send(`{"type":"auth","token":"%s"}`, ann)
+	if got := b.until("error"); got["code"] != "unavailable" || got["retry_after_ms"] != 1000.0 || !strings.Contains(got["message"].(string), "MAX_CONNECTIONS_PER_USER") {
+		t.Errorf("%v", got)
+	}
 	if got := b.closed(); got != 4103 {
 		t.Errorf("closed with %d", got)
 	}
+	// It is no fault of the service: the trigger of a deploy and the error budget count
+	// unavailable.
+	if faults, limits := n.metric(`websocket_errors_total{type="unavailable"}`), n.metric(`websocket_errors_total{type="rate_limited"}`); faults != "" && faults != "0" || limits != "1" {
+		t.Errorf("counted %q times as unavailable and %q times as rate_limited", faults, limits)
+	}
 }
+
+// A user whose connections over the limit are so many that they are refused over HTTP is not
+// counted as a fault of the service, either.
+func TestTooManyConnectionsOfAUserOverHTTP(t *testing.T) {
+	u := &authenticator{bans: noBans{}}
+	c := admission.NewCounter(admission.Limits{Connections: 3, PerUser: 1})
+	if _, _, err := u.admitUser("ann", c.Admit(netip.Prefix{})); err != nil {
+		t.Fatal(err)
+	}
+	slot := c.Admit(netip.Prefix{})
+	code, result, err := u.admitUser("ann", slot)
+	if code != 4103 || result != resultTooManyOfUser || !errors.Is(slot.RejectOrError(code, result, err), errTooManyOfUser) {
+		t.Errorf("%d, %s, %v", code, result, err)
+	}
+}
+
+// Each code of the wire has an HTTP status, also one that no HTTP call returns today: the
+// status 0 would end the request with a panic.
+func TestEveryErrorCodeHasAnHTTPStatus(t *testing.T) {
+	for _, code := range []string{
+		protocol.CodeMalformed, protocol.CodeInvalid, protocol.CodeUnknownType, protocol.CodeTooLarge, protocol.CodeConflict, protocol.CodeUnauthorized,
+		protocol.CodeForbidden, protocol.CodeRateLimited, protocol.CodeTooManyRooms, protocol.CodeUnavailable, protocol.CodeInternal, "of the future",
+	} {
+		if p := problemFor(&protocol.Error{Code: code, Message: "x"}); p.Status < 400 || p.Status > 599 || p.Code != code {
+			t.Errorf("%s: %+v", code, p)
+		}
+	}
+}
+
+// noBans are the bans of a service without any.
+type noBans struct{}
+
+// Ban implements Bans.
+func (noBans) Ban(context.Context, string, time.Duration) error { return nil }
+
+// Banned implements Bans.
+func (noBans) Banned(string) (time.Duration, bool) { return 0, false }
 
 // The publishes of a user on all nodes count against one limit.
 func TestPublishesCountAgainstTheUsersLimit(t *testing.T) {

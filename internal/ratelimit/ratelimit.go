@@ -1,5 +1,5 @@
-// Package ratelimit enforces rates with a burst: one number for a connection, and a
-// bounded table of them for names. It has no clock of its own.
+// Package ratelimit enforces rates with a burst: a State limits one connection, and a
+// Keyed many keys, such as API keys. It has no clock of its own.
 package ratelimit
 
 import (
@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// A Limit is a number of events per second, and a burst after a quiet time. The
-// zero value is no limit.
+// A Limit is a number of events per second, and a burst after a quiet time. A burst
+// below 1 counts as 1. The zero value is no limit.
 type Limit struct{ PerSecond, Burst int }
 
 // PerSecond returns a limit with a burst of two seconds' worth, for clients that
@@ -25,27 +25,27 @@ func (l Limit) cost(n int) int64 { return int64(n) * int64(time.Second) / int64(
 type State int64
 
 // Take uses n events at the time now and returns 0, or returns how long to wait
-// until n are available. More than the burst counts as the burst, since it could
-// never pass otherwise.
+// until n are available. An n above the burst counts as the burst, because it would
+// never be available.
 func (s *State) Take(l Limit, now time.Duration, n int) (wait time.Duration) {
 	if l.PerSecond <= 0 || n <= 0 {
 		return 0
 	}
-	due := max(int64(*s), int64(now)) + l.cost(min(n, l.Burst))
-	if late := due - int64(now) - l.cost(l.Burst); late > 0 {
+	burst := max(1, l.Burst)
+	due := max(int64(*s), int64(now)) + l.cost(min(n, burst))
+	if late := due - int64(now) - l.cost(burst); late > 0 {
 		return time.Duration(late)
 	}
 	*s = State(due)
 	return 0
 }
 
-// maxKeys bounds the keys of a Keyed. Each key was used within about the last two
-// seconds.
+// maxKeys bounds the keys of a Keyed. The next sweep drops those that are idle.
 const maxKeys = 1 << 16
 
 // A Keyed has a state for each key, all with the same limit. It drops keys with a
-// full burst. If it is full, it drops some others, because names are unlimited. It
-// is safe for concurrent use.
+// full burst. Over maxKeys it drops keys at random, which start with a full burst
+// again, because names are unlimited. It is safe for concurrent use.
 type Keyed struct {
 	limit Limit
 	size  int
@@ -90,6 +90,7 @@ func (k *Keyed) sweep(now time.Duration) {
 		}
 		delete(k.states, key)
 	}
-	// Each sweep is paid for by as many new keys, or by a quarter of the bound.
+	// The next sweep comes after as many new keys as this one kept, or after a quarter
+	// of the bound.
 	k.sweepAt = min(max(64, 2*len(k.states)), k.size)
 }

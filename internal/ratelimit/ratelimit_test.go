@@ -110,3 +110,15 @@ func TestAKeyedLimiterIsBounded(t *testing.T) {
 		t.Errorf("%d keys are known, want at most 1,000", len(l.states))
 	}
 }
+
+// A limit without a burst limits: it lets one event pass at a time.
+func TestALimitWithoutABurstLimits(t *testing.T) {
+	var s State
+	l := Limit{PerSecond: 10}
+	if wait := s.Take(l, 0, 1); wait != 0 {
+		t.Errorf("the first event waits for %v", wait)
+	}
+	if wait := s.Take(l, 0, 1); wait != 100*time.Millisecond {
+		t.Errorf("the second event waits for %v, want 100ms", wait)
+	}
+}

@@ -43,7 +43,7 @@ type Session struct {
 	// joinsPending means that, with rejoinRooms, some joins were not complete at
 	// the last save.
 	joinsPending bool
-	failedSaves  int  // failed saves in a row
+	failedSaves  int  // failed saves in a row, since there was a new reason to save
 	detached     bool // the connection has ended: record.Rooms are final
 	released     bool // a newer connection owns the session, or it was deleted
 	// closeTimer closes the older connection of a takeover, at closeAt.
@@ -69,6 +69,7 @@ func (s *Session) RoomsToRejoin() []message.RoomPosition {
 // called after a join and a leave.
 func (s *Session) RoomsChanged() {
 	if s != nil && s.rejoinRooms {
+		s.forgetFailedSaves()
 		s.set.writer.scheduleSoon(s)
 	}
 }
@@ -87,8 +88,17 @@ func (s *Session) PingSent(counter uint64) {
 func (s *Session) PongReceived(counter uint64) {
 	if s != nil && s.pingCounter.Load() == counter {
 		s.client.PongReceived()
+		s.forgetFailedSaves()
 		s.set.writer.schedule(s)
 	}
+}
+
+// forgetFailedSaves lets the next save be tried maxSaveTries times: there is a new reason for
+// it.
+func (s *Session) forgetFailedSaves() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failedSaves = 0
 }
 
 // IsReleased reports whether a newer connection owns the session, or it was deleted.
@@ -115,7 +125,7 @@ func (s *Session) Detach(endedByClient bool) {
 	if s.closeTimer != nil {
 		s.closeTimer.Stop()
 	}
-	s.detached = true
+	s.detached, s.failedSaves = true, 0
 	switch {
 	case endedByClient:
 		s.released = true

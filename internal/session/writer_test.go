@@ -145,6 +145,33 @@ func TestAFailedSaveIsRetried(t *testing.T) {
 	})
 }
 
+// Each reason to save a session gives it three tries: an outage of the store that outlasted
+// those of an earlier one does not cost a client its last positions.
+func TestTheLastSaveOfAConnectionIsTriedThreeTimes(t *testing.T) {
+	inBubble(t, func(t *testing.T, set *testSet) {
+		c := set.connect("", true)
+		c.client.setRooms(true, "a")
+		set.saved(c)
+		last := func(what string, reason func()) {
+			set.store.failures.Store(1000)
+			c.RoomsChanged()
+			time.Sleep(time.Minute) // the outage outlasts the tries
+			set.store.failures.Store(2)
+			reason()
+			time.Sleep(4 * saveInterval)
+			if left := set.store.failures.Load(); left != 0 {
+				t.Errorf("%s: %d failures are left: the save was not tried again", what, left)
+			}
+		}
+		last("a pong", func() { c.PingSent(1); c.PongReceived(1) })
+		last("a join", func() { c.client.setRooms(true, "a", "b"); c.RoomsChanged() })
+		last("the end", func() { c.client.setRooms(true, "a", "b", "c"); c.Detach(false) })
+		if got := roomsOf(set.store.stored[c.id]); got != "a b c" {
+			t.Errorf("the saved rooms are %q, want those at the end", got)
+		}
+	})
+}
+
 // Many sessions are saved in batches, and all that are due are saved at the end.
 func TestSessionsAreSavedInBatches(t *testing.T) {
 	inBubble(t, func(t *testing.T, set *testSet) {

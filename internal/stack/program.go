@@ -108,8 +108,10 @@ func (s *Stack) output(ctx context.Context, limit time.Duration, merged bool, en
 	err := Execute(ctx, cmd, p)
 	var failed *programError
 	if errors.As(err, &failed) {
-		last := lastLines(failed.stderr, 1)
-		err = fmt.Errorf("%s %s: %w: %s", name, describeArgs(args), failed.err, last[:min(len(last), 500)])
+		err = fmt.Errorf("%s %s: %w", name, describeArgs(args), failed.err)
+		if last := lastLines(failed.stderr, 1); last != "" {
+			err = fmt.Errorf("%w: %s", err, last[:min(len(last), 500)])
+		}
 	}
 	return out.Bytes(), err
 }

@@ -26,7 +26,7 @@ func TestACommandErrorNamesTheSubcommand(t *testing.T) {
 
 func TestACommandHasATimeout(t *testing.T) {
 	_, err := new(Stack).output(t.Context(), 100*time.Millisecond, false, nil, "sleep", "infinity")
-	if err == nil || !strings.Contains(err.Error(), "no end within 100ms") {
+	if err == nil || !strings.HasSuffix(err.Error(), "no end within 100ms") {
 		t.Error(err)
 	}
 	if _, err = new(Stack).output(t.Context(), time.Minute, false, nil, "no-such-program"); err == nil || !strings.Contains(err.Error(), "not installed") {

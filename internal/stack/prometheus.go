@@ -71,10 +71,10 @@ func (p *Prometheus) connect(ctx context.Context) (v1.API, string, error) {
 }
 
 // wrapError wraps ErrNoPrometheus unless Prometheus answered that the query is
-// wrong.
+// wrong or can't be computed.
 func wrapError(address string, err error) error {
 	var apiErr *v1.Error
-	if errors.As(err, &apiErr) && apiErr.Type == v1.ErrBadData {
+	if errors.As(err, &apiErr) && slices.Contains([]v1.ErrorType{v1.ErrBadData, v1.ErrExec, v1.ErrTimeout}, apiErr.Type) {
 		return fmt.Errorf("Prometheus at %s: %s", address, apiErr.Msg)
 	}
 	text := err.Error()

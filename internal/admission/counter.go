@@ -32,7 +32,7 @@ type Connection interface {
 }
 
 // A Counter counts the WebSockets of this node, and admits new ones within its limits.
-// It is safe for concurrent use, and its lock is a leaf.
+// It is safe for concurrent use, and calls nothing with its lock held.
 type Counter struct {
 	limits Limits
 
@@ -201,7 +201,7 @@ func (slot *Slot) RejectOrError(code protocol.CloseCode, result string, err erro
 	return err
 }
 
-// Register lets the connection be found by its user.
+// Register makes CloseUser find the connection.
 func (slot *Slot) Register(conn Connection) {
 	slot.counter.mu.Lock()
 	defer slot.counter.mu.Unlock()

@@ -34,7 +34,7 @@ var (
 	clockBound = bound{0.1, 1}
 	// Seconds, the p99 of many hours: the objective of a delivery; users notice.
 	nightLatencyBound = bound{0.1, 1}
-	// Any; so many that it was no single fault.
+	// Errors: warn on any, fail on so many that it was no single fault.
 	serverErrorsBound = bound{0, 1000}
 	// The bad network of some clients is normal, and so are repairs after a restart.
 	slowClientsBound = bound{100, never}
@@ -60,7 +60,7 @@ const (
 	// A second color needs as much memory as the first one, a fifth more for the clients
 	// that reconnect, and a reserve.
 	secondColorReserve = int64(256 << 20)
-	// Of this span are the errors that count as present ones.
+	// Errors of this span count as present ones.
 	recentErrorsSpan = 5 * time.Minute
 	// Docker stops a container this much after a drain had to end.
 	stopReserve = 30 * time.Second

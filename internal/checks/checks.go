@@ -1,4 +1,4 @@
-// Package checks answers whether a stack is well. It has one list of checks and one
+// Package checks answers whether a stack is healthy. It has one list of checks and one
 // set of bounds (bounds.go); `switchyard preflight`, `check` and `status` select from
 // the list, and the alert rules of Prometheus have the same bounds. A check reads the
 // stack and changes nothing. A Prober tests it as a client does.

@@ -69,7 +69,7 @@ func (sock *socket) authenticateFirst(r *protocol.Request, identity auth.Identit
 	sock.admission.Register(sock)
 	sock.setIdentity(identity)
 	sock.conn.Send(protocol.Authenticated(r.Ref, identity.User, untilExpiry(identity.Expires)))
-	if s.auth.banned(identity.User) { // the ban may have been set just before register
+	if s.auth.banned(identity.User) { // the ban may have been set before Register
 		sock.conn.CloseWith(protocol.CloseRemoved)
 		return true, nil
 	}

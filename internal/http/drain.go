@@ -9,7 +9,7 @@ import (
 	"switchyard/internal/session"
 )
 
-// newDrain returns the node of drains that moves and closes the clients of s.
+// newDrain returns what drains the clients of s.
 func newDrain(s *Server) *drain.Node {
 	record := func(event audit.Event) func(drain.Scope, string) {
 		return func(scope drain.Scope, reason string) {

@@ -11,7 +11,7 @@ import (
 // errUnknownHost refuses a request for a host that is not in ALLOWED_HOSTS.
 var errUnknownHost = &protocol.Error{Code: codeMisdirected, Message: "this service does not answer to that host; see ALLOWED_HOSTS"}
 
-// A guard admits requests by what they say themselves.
+// A guard admits requests by their host, origin and sender.
 type guard struct {
 	respond *responder
 	hosts   ingress.Hosts

@@ -98,7 +98,8 @@ type rateUsage struct {
 }
 
 // checkRates counts a frame against the limits of its connection and its user, or
-// returns the error rate_limited. See ignoresRefusals for the end of it.
+// returns the error rate_limited. Too many refusals close the
+// connection: see ignoresRefusals.
 func (sock *socket) checkRates(r *protocol.Request, size int) error {
 	s, now := sock.server, sock.server.cfg.now()
 	wait := sock.usage.states[rateBytes].Take(s.frameLimits[rateBytes], now, size)

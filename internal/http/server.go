@@ -105,7 +105,7 @@ type Config struct {
 	// IDWindow is how long the log remembers ids. Clients see it in their welcome.
 	// 10 min by default.
 	IDWindow time.Duration
-	// Audit receives a line for each refusal, removal and drain. Nil: events are
+	// Audit receives a line for each refusal, ban and drain. Nil: events are
 	// only counted.
 	Audit  io.Writer
 	Logger *slog.Logger

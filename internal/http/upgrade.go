@@ -168,7 +168,7 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 	u.serveSocket(sock, client)
 	sock.conn.Flush() // the handshake's answer, if no frame has followed it
 	s.openSockets.Add(sock)
-	if s.drain.IsClosing() { // a drain may have closed all just before add
+	if s.drain.IsClosing() { // a drain may have closed all before sock was in openSockets
 		sock.conn.CloseWith(protocol.CloseRestart)
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())
@@ -190,7 +190,7 @@ func (u *upgrader) serveSocket(sock *socket, client clientIdentity) {
 		return
 	}
 	sock.setIdentity(client.identity)
-	if s.auth.banned(client.identity.User) { // the ban may have been set just before register
+	if s.auth.banned(client.identity.User) { // the ban may have been set before Register
 		sock.conn.CloseWith(protocol.CloseRemoved)
 	}
 }
@@ -217,7 +217,7 @@ func (u *upgrader) accept(w http.ResponseWriter, r *http.Request, slot *admissio
 }
 
 // admit returns a slot for a new connection, or nil if its handshake must be refused. A
-// slot is counted before the second look at the drain: a drain or a stop that begins
+// slot is counted before takesClients is asked again: a drain or a stop that begins
 // later finds it counted, and waits for it.
 func (u *upgrader) admit(c *caller) *admission.Slot {
 	if !u.takesClients() {

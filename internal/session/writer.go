@@ -30,11 +30,11 @@ const (
 // or leaves. It is safe for concurrent use.
 type writer struct {
 	store Store
-	wake  chan struct{} // holds a token if something is to be saved soon
+	wake  chan struct{} // has an element if something is to be saved soon
 
-	// saving is locked while a batch is claimed and saved. A session that is no
-	// longer due was therefore saved, and of two states of a client the later one
-	// is stored.
+	// saving is held from the claim of a batch until its results are handled, so that
+	// saves of one session do not overtake each other: of two states of a client the
+	// later one is stored.
 	saving sync.Mutex
 
 	mu  sync.Mutex

@@ -5,7 +5,7 @@ import "sync"
 // SlotCount is the number of slots into which a period is divided.
 const SlotCount = 25
 
-// A Place is where the member that embeds it is among Slots.
+// A Place is the position of an entry in Slots. The entry embeds it.
 type Place struct {
 	slot  int // does not change after Add
 	index int // in the slot; guarded by its lock

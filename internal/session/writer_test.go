@@ -166,6 +166,7 @@ func TestTheLastSaveOfAConnectionIsTriedThreeTimes(t *testing.T) {
 		last("a pong", func() { c.PingSent(1); c.PongReceived(1) })
 		last("a join", func() { c.client.setRooms(true, "a", "b"); c.RoomsChanged() })
 		last("the end", func() { c.client.setRooms(true, "a", "b", "c"); c.Detach(false) })
+		synctest.Wait()
 		if got := roomsOf(set.store.stored[c.id]); got != "a b c" {
 			t.Errorf("the saved rooms are %q, want those at the end", got)
 		}

@@ -84,8 +84,8 @@ func TestTheAuditLogRecordsRefusals(t *testing.T) {
 
 	got := auditLines(t, out)
 	for _, want := range []audit.Line{
-		{Event: audit.OriginRefused, From: addr(1), Subject: "GET /ws", Given: "https://evil.example", Reason: "ALLOWED_ORIGINS"},
-		{Event: audit.HostRefused, From: addr(2), Subject: "GET /v1/rooms", Given: "rebound.example", Reason: "ALLOWED_HOSTS"},
+		{Event: audit.OriginRefused, From: addr(1), Subject: "GET /ws", Given: "https://evil.example", Reason: "ALLOWED_ORIGINS: this service is at http://" + n.addr},
+		{Event: audit.HostRefused, From: addr(2), Subject: "GET /v1/rooms", Given: "rebound.example", Reason: "ALLOWED_HOSTS: the request is for rebound.example"},
 		{Event: audit.KeyRefused, From: addr(3), Subject: "GET /v1/rooms", Reason: "API_KEYS"},
 		{Event: audit.TokenRefused, From: addr(4), Subject: "GET /v1/rooms/a/messages", Reason: "expired"},
 		{Event: audit.RightRefused, Actor: "ann", From: addr(5), Subject: "GET /v1/rooms/b/messages", Reason: "right r"},

@@ -38,8 +38,8 @@ func (g *guard) withCallerInfo(next http.Handler) http.Handler {
 // knownHost admits requests for one of ALLOWED_HOSTS.
 func (g *guard) knownHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !g.hosts.Allow(callerOf(r).Host) {
-			g.respond.refuse(w, r, errUnknownHost)
+		if from := &callerOf(r).Sender; !g.hosts.Allow(from.Host) {
+			g.respond.refuse(w, r, &detailedError{errUnknownHost, "the request is for " + from.ShownHost()})
 			return
 		}
 		next.ServeHTTP(w, r)

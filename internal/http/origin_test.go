@@ -1,6 +1,7 @@
 package http
 
 import (
+	"encoding/json"
 	"net/http"
 	"testing"
 )
@@ -23,6 +24,7 @@ func TestAPageOfAnotherOriginIsRefused(t *testing.T) {
 		{[]string{"Origin: https://app.example", "Origin: https://app.example"}, refused},
 		{[]string{"Origin: https://chat.example", "X-Forwarded-Host: chat.example"}, accepted},
 		{[]string{"Origin: https://chat.example", "X-Forwarded-Host: chat.example", "X-Forwarded-Proto: http"}, refused},
+		{[]string{"Origin: https://chat.example:8443", "X-Forwarded-Host: chat.example, chat.example", "X-Forwarded-Proto: https, https", "X-Forwarded-Port: 8443"}, accepted},
 	} {
 		if got := n.handshakeStatus(tt.lines...); got != tt.want {
 			t.Errorf("%q: %d, want %d", tt.lines, got, tt.want)
@@ -30,5 +32,16 @@ func TestAPageOfAnotherOriginIsRefused(t *testing.T) {
 	}
 	if got := n.metric(`websocket_connections_total{result="origin"}`); got != "3" {
 		t.Errorf("refused origins counted %q times, want 3", got)
+	}
+}
+
+// The answer names what was compared, so that a wrong header of a proxy shows.
+func TestARefusedOriginIsComparedInTheAnswer(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.TrustedProxies = prefixes(loopback) })
+	status, body := n.rawGet("/ws", "Host: backend:8000\r\nOrigin: https://chat.example\r\nX-Forwarded-Host: chat.example\r\nX-Forwarded-Proto: https, http\r\n")
+	var p problem
+	const want = "this origin may not connect; see ALLOWED_ORIGINS: this service is at http://chat.example, the page at https://chat.example"
+	if err := json.Unmarshal([]byte(body), &p); err != nil || status != http.StatusForbidden || p.Code != "forbidden" || p.Detail != want {
+		t.Errorf("%d %s, want 403 and %q", status, body, want)
 	}
 }

@@ -37,6 +37,18 @@ var (
 	errOrigin   = &protocol.Error{Code: protocol.CodeForbidden, Message: "this origin may not connect; see ALLOWED_ORIGINS"}
 )
 
+// A detailedError is a known error that also says what was refused.
+type detailedError struct {
+	known  *protocol.Error
+	detail string
+}
+
+func (e *detailedError) Error() string { return e.known.Error() + ": " + e.detail }
+
+func (e *detailedError) Unwrap() []error {
+	return []error{&protocol.Error{Code: e.known.Code, Message: e.known.Message + ": " + e.detail}, e.known}
+}
+
 // statuses maps wire codes to HTTP status codes.
 var statuses = map[string]int{
 	protocol.CodeMalformed:    http.StatusBadRequest,

@@ -122,9 +122,9 @@ func newUpgrader(s *Server) *upgrader {
 // new goroutine with a small stack reads, so that net/http's goroutine can end.
 func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 	s, started := u.server, time.Now()
-	if !u.origins.Allow(r, &callerOf(r).Sender) {
+	if from := &callerOf(r).Sender; !u.origins.Allow(r, from) {
 		s.metrics.connections.WithLabelValues("origin").Inc()
-		u.respond.refuse(w, r, errOrigin)
+		u.respond.refuse(w, r, &detailedError{errOrigin, ingress.Compared(r, from)})
 		return
 	}
 	handshake, err := s.auth.readHandshake(r)

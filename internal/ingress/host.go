@@ -48,6 +48,9 @@ func (h *Hosts) Allow(host string) bool {
 	return h.exact[a.host]
 }
 
+// ShownHost returns the requested host in a form for errors.
+func (s *Sender) ShownHost() string { return shown(s.Host) }
+
 // IsAddressOrSingleLabel reports whether a host is an address, or a name without a
 // dot as containers and localhost have. An attacker can't own such a name, and
 // rebinding needs one.

@@ -3,6 +3,7 @@ package ingress
 import (
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -162,15 +163,67 @@ func (o *Origins) Allow(r *http.Request, from *Sender) bool {
 	return ok && (sameOrigin(page, from) || o.listed(page))
 }
 
-// sameOrigin compares the origin with the requested host, and with the scheme if a
-// trusted proxy named it. Without such a proxy, TLS may have ended on the way, so
-// both schemes of the host are accepted.
+// sameOrigin reports whether a page has one of the service's own origins.
 func sameOrigin(page origin, from *Sender) bool {
-	if page.scheme != "http" && page.scheme != "https" || from.proto != "" && from.proto != page.scheme {
-		return false
+	return slices.Contains(from.origins(), page)
+}
+
+// origins returns the service's own origins, as far as the request says: those of the
+// requested host, with the scheme that a trusted proxy named. Without such a proxy,
+// TLS may have ended on the way, so both schemes of the host are its own. A host
+// without a port may have the scheme's default port, or one of the sender's ports.
+func (s *Sender) origins() (all []origin) {
+	host, ok := parseAuthority(s.Host)
+	if !ok {
+		return nil
 	}
-	host, ok := parseAuthority(from.Host)
-	return ok && host.withoutDefaultPort(page.scheme) == page.authority
+	for _, scheme := range []string{"http", "https"} {
+		if s.proto != "" && s.proto != scheme {
+			continue
+		}
+		all = append(all, origin{scheme, host.withoutDefaultPort(scheme)})
+		for _, port := range s.ports {
+			if other, ok := parseAuthority(host.host + ":" + port); ok && host.port == "" {
+				all = append(all, origin{scheme, other.withoutDefaultPort(scheme)})
+			}
+		}
+	}
+	return all
+}
+
+// Compared says which origins were compared to refuse a page: the service's own and
+// the page's. It is printable ASCII, and bounded.
+func Compared(r *http.Request, from *Sender) string {
+	own := make([]string, 0, 4)
+	for _, o := range from.origins() {
+		if text := shown(o.String()); !slices.Contains(own, text) {
+			own = append(own, text)
+		}
+	}
+	if len(own) == 0 { // an unknown scheme, or a host that is none
+		own = []string{strings.TrimPrefix(from.proto+"://", "://") + shown(from.Host)}
+	}
+	page := strings.Join(r.Header.Values("Origin"), ", ")
+	if o, ok := parseOrigin(page); ok {
+		page = o.String()
+	}
+	return "this service is at " + strings.Join(own, " or ") + ", the page at " + shown(page)
+}
+
+// maxShown bounds an origin or a host in an error, in bytes.
+const maxShown = 100
+
+// shown returns what a request says in a form for errors: in quotes if it has other
+// than printable ASCII characters.
+func shown(s string) string {
+	rest := ""
+	if len(s) > maxShown {
+		s, rest = s[:maxShown], "..."
+	}
+	if quoted := strconv.QuoteToASCII(s); s == "" || len(quoted) > len(s)+2 {
+		s = quoted
+	}
+	return s + rest
 }
 
 func (o *Origins) listed(page origin) bool {

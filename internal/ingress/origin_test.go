@@ -20,9 +20,8 @@ func prefixes(list ...string) (all []netip.Prefix) {
 	return all
 }
 
-// isAllowed reports whether a request with the given header lines may come in, from a
-// peer on loopback.
-func isAllowed(t *testing.T, p Proxies, o *Origins, lines ...string) bool {
+// request returns a handshake with the given header lines, from a peer on loopback.
+func request(t *testing.T, lines ...string) *http.Request {
 	t.Helper()
 	if !strings.Contains(strings.ToLower("\n"+strings.Join(lines, "\n")), "\nhost:") {
 		lines = append(lines, "Host: "+serviceHost)
@@ -32,6 +31,13 @@ func isAllowed(t *testing.T, p Proxies, o *Origins, lines ...string) bool {
 		t.Fatalf("%q: %v", lines, err)
 	}
 	r.RemoteAddr = "127.0.0.1:5555"
+	return r
+}
+
+// isAllowed reports whether a request with the given header lines may come in.
+func isAllowed(t *testing.T, p Proxies, o *Origins, lines ...string) bool {
+	t.Helper()
+	r := request(t, lines...)
 	from := p.Sender(r)
 	return o.Allow(r, &from)
 }
@@ -138,26 +144,75 @@ func TestTheNullOriginMustBeListed(t *testing.T) {
 // browser sees. Only a trusted proxy may name it.
 func TestTheServicesOwnOriginBehindAProxy(t *testing.T) {
 	origins := NewOrigins(nil)
-	const page = "Origin: https://chat.example"
+	const page, plainPage, portPage = "Origin: https://chat.example", "Origin: http://chat.example", "Origin: https://chat.example:8443"
+	const host, backend, twoProxies = "Host: chat.example", "Host: backend:8000", "X-Forwarded-For: 198.51.100.1, 127.0.0.7"
 	for _, tt := range []struct {
 		name           string
 		lines          []string
 		trusted, alone bool
 	}{
-		{"the host is kept", []string{page, "Host: chat.example", "X-Forwarded-Proto: https"}, accepted, accepted},
-		{"with Traefik's scheme for a WebSocket", []string{page, "Host: chat.example", "X-Forwarded-Proto: wss"}, accepted, accepted},
-		{"a page without TLS, a socket with it", []string{"Origin: http://chat.example", "Host: chat.example", "X-Forwarded-Proto: https"}, refused, accepted},
-		{"a page with TLS, a socket without", []string{page, "Host: chat.example", "X-Forwarded-Proto: http"}, refused, accepted},
-		{"no scheme is given", []string{page, "Host: chat.example"}, accepted, accepted},
-		{"an unknown scheme", []string{page, "Host: chat.example", "X-Forwarded-Proto: gopher"}, refused, accepted},
-		{"two schemes", []string{page, "Host: chat.example", "X-Forwarded-Proto: https, http"}, refused, accepted},
-		{"two lines of schemes", []string{page, "Host: chat.example", "X-Forwarded-Proto: https", "X-Forwarded-Proto: https"}, refused, accepted},
-		{"the host is rewritten", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example"}, accepted, refused},
-		{"the host is rewritten, with its port", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example:443"}, accepted, refused},
-		{"the host is rewritten, twice", []string{page, "Host: backend:8000", "X-Forwarded-Host: chat.example, evil.example"}, refused, refused},
-		{"a forwarded host that differs", []string{page, "Host: chat.example", "X-Forwarded-Host: evil.example"}, refused, accepted},
-		{"an empty forwarded host", []string{page, "Host: chat.example", "X-Forwarded-Host: "}, refused, accepted},
-		{"headers that are not read", []string{page, "Host: backend", "Forwarded: host=chat.example;proto=https", "X-Host: chat.example"}, refused, refused},
+		{"the host is kept", []string{page, host, "X-Forwarded-Proto: https"}, accepted, accepted},
+		{"with Traefik's scheme for a WebSocket", []string{page, host, "X-Forwarded-Proto: wss"}, accepted, accepted},
+		{"a page without TLS, a socket with it", []string{plainPage, host, "X-Forwarded-Proto: https"}, refused, accepted},
+		{"a page with TLS, a socket without", []string{page, host, "X-Forwarded-Proto: http"}, refused, accepted},
+		{"no scheme is given", []string{page, host}, accepted, accepted},
+		{"an empty scheme", []string{page, host, "X-Forwarded-Proto:"}, accepted, accepted},
+		{"an unknown scheme", []string{page, host, "X-Forwarded-Proto: gopher"}, refused, accepted},
+		{"a scheme in capitals", []string{page, host, "X-Forwarded-Proto:  HTTPS "}, accepted, accepted},
+
+		{"one scheme twice", []string{page, host, "X-Forwarded-Proto: https, https"}, accepted, accepted},
+		{"one scheme by two names", []string{page, host, "X-Forwarded-Proto: https,WSS"}, accepted, accepted},
+		{"one scheme on two lines", []string{page, host, "X-Forwarded-Proto: https", "X-Forwarded-Proto: https"}, accepted, accepted},
+		{"one scheme twice, a page without TLS", []string{plainPage, host, "X-Forwarded-Proto: https, https"}, refused, accepted},
+		{"one scheme and nothing", []string{page, host, "X-Forwarded-Proto: https, "}, accepted, accepted},
+		{"two schemes, a page of the first", []string{page, host, "X-Forwarded-Proto: https, http"}, refused, accepted},
+		{"two schemes, a page of the nearest proxy's", []string{plainPage, host, "X-Forwarded-Proto: https,http"}, accepted, accepted},
+		{"two lines of schemes, a page of the first", []string{page, host, "X-Forwarded-Proto: https", "X-Forwarded-Proto: http"}, refused, accepted},
+		{"TLS ends at the first of two proxies", []string{page, host, twoProxies, "X-Forwarded-Proto: https,http"}, accepted, accepted},
+		{"TLS ends at the first of two proxies, a page without", []string{plainPage, host, twoProxies, "X-Forwarded-Proto: https,http"}, refused, accepted},
+		{"TLS ends at the first of two proxies, the client invents one", []string{page, host, twoProxies, "X-Forwarded-Proto: http, https, http"}, accepted, accepted},
+		{"TLS ends at a proxy that is not trusted", []string{page, host, "X-Forwarded-For: 127.0.0.7, 198.51.100.1", "X-Forwarded-Proto: https,http"}, refused, accepted},
+
+		{"the host is rewritten", []string{page, backend, "X-Forwarded-Host: chat.example"}, accepted, refused},
+		{"the host is rewritten, with its port", []string{page, backend, "X-Forwarded-Host: chat.example:443"}, accepted, refused},
+		{"the host is rewritten, in capitals", []string{page, backend, "X-Forwarded-Host:  CHAT.Example "}, accepted, refused},
+		{"one host twice", []string{page, backend, "X-Forwarded-Host: chat.example, chat.example"}, accepted, refused},
+		{"one host on two lines", []string{page, backend, "X-Forwarded-Host: chat.example", "X-Forwarded-Host: Chat.example"}, accepted, refused},
+		{"two hosts, a page of the first", []string{page, backend, "X-Forwarded-Host: chat.example, evil.example"}, refused, refused},
+		{"two hosts, a page of the nearest proxy's", []string{page, backend, "X-Forwarded-Host: evil.example, chat.example"}, accepted, refused},
+		{"two proxies rewrite the host", []string{page, backend, twoProxies, "X-Forwarded-Host: chat.example, inner.example"}, accepted, refused},
+		{"a forwarded host that differs", []string{page, host, "X-Forwarded-Host: evil.example"}, refused, accepted},
+		{"an empty forwarded host", []string{page, host, "X-Forwarded-Host: "}, accepted, accepted},
+		{"an empty forwarded host and another one", []string{page, backend, "X-Forwarded-Host: , chat.example"}, accepted, refused},
+		{"a forwarded host that is none", []string{page, host, "X-Forwarded-Host: chat.example/x"}, refused, accepted},
+
+		{"the port is told apart", []string{portPage, host, "X-Forwarded-Port: 8443"}, accepted, refused},
+		{"the port is told apart, twice", []string{portPage, host, "X-Forwarded-Port: 8443, 8443"}, accepted, refused},
+		{"the port is told apart from a forwarded host", []string{portPage, backend, "X-Forwarded-Host: chat.example", "X-Forwarded-Port: 8443"}, accepted, refused},
+		{"another port is told", []string{portPage, host, "X-Forwarded-Port: 8444"}, refused, refused},
+		{"the port inside a container is told", []string{page, host, "X-Forwarded-Port: 8080", "X-Forwarded-Proto: https"}, accepted, accepted},
+		{"the host has a port, another is told", []string{page, "Host: chat.example:8443", "X-Forwarded-Port: 443"}, refused, refused},
+		{"a port that is none", []string{portPage, host, "X-Forwarded-Port: 8443x"}, refused, refused},
+		{"a port with another host in it", []string{"Origin: https://evil.example", host, "X-Forwarded-Port: 80@evil.example"}, refused, refused},
+		{"only the kept host has the port", []string{portPage, "Host: chat.example:8443", "X-Forwarded-Host: chat.example"}, accepted, accepted},
+		{"only another host has the port", []string{portPage, "Host: backend:8443", "X-Forwarded-Host: chat.example"}, refused, refused},
+		{"an IPv6 address with a port", []string{"Origin: https://[2001:db8::7]:8443", backend, "X-Forwarded-Host: [2001:DB8:0::7]:8443"}, accepted, refused},
+		{"an IPv6 address, the port told apart", []string{"Origin: https://[2001:db8::7]:8443", "Host: [2001:db8::7]", "X-Forwarded-Port: 8443"}, accepted, refused},
+
+		{"Forwarded", []string{page, backend, "Forwarded: for=198.51.100.1;host=chat.example;proto=https"}, accepted, refused},
+		{"Forwarded, a page without TLS", []string{plainPage, backend, "Forwarded: host=chat.example;proto=https"}, refused, refused},
+		{"Forwarded in capitals, with spaces", []string{portPage, backend, `forwarded: For="[2001:db8::7]:4711" ; HOST="Chat.Example:8443" ; Proto=HTTPS`}, accepted, refused},
+		{"Forwarded with escapes", []string{page, backend, `Forwarded: host="chat\.example"`}, accepted, refused},
+		{"Forwarded of an IPv6 address", []string{"Origin: https://[2001:db8::7]", backend, `Forwarded: host="[2001:db8::7]"`}, accepted, refused},
+		{"Forwarded of two proxies", []string{page, backend, "Forwarded: for=198.51.100.1;host=chat.example;proto=https, for=127.0.0.7;host=inner;proto=http"}, accepted, refused},
+		{"Forwarded of two proxies, two lines", []string{page, backend, "Forwarded: for=198.51.100.1;host=chat.example;proto=https", "Forwarded: for=127.0.0.7;host=inner;proto=http"}, accepted, refused},
+		{"Forwarded of a client and a proxy", []string{page, backend, "Forwarded: host=chat.example, for=198.51.100.1;host=evil.example"}, refused, refused},
+		{"Forwarded that names no host", []string{page, host, "Forwarded: for=198.51.100.1;proto=https"}, accepted, accepted},
+		{"Forwarded beside a header of the proxy", []string{page, backend, "X-Forwarded-Proto: https", "Forwarded: host=chat.example"}, refused, refused},
+		{"Forwarded beside an empty header of the proxy", []string{page, backend, "X-Forwarded-Host:", "Forwarded: host=chat.example"}, refused, refused},
+		{"Forwarded with an open quote", []string{page, backend, `Forwarded: host=chat.example;proto="https`}, refused, refused},
+		{"Forwarded with a comma in quotes", []string{page, backend, `Forwarded: host="evil, chat.example"`}, refused, refused},
+		{"headers that are not read", []string{page, backend, "X-Host: chat.example", "X-Forwarded-Server: chat.example"}, refused, refused},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := isAllowed(t, prefixes("127.0.0.0/8"), &origins, tt.lines...); got != tt.trusted {
@@ -165,6 +220,41 @@ func TestTheServicesOwnOriginBehindAProxy(t *testing.T) {
 			}
 			if got := isAllowed(t, nil, &origins, tt.lines...); got != tt.alone {
 				t.Errorf("from anybody: %v, want %v", got, tt.alone)
+			}
+		})
+	}
+}
+
+// A refusal names both origins that were compared, as the browser and the proxy wrote
+// them, and nothing that a terminal would interpret.
+func TestARefusalSaysWhatWasCompared(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		lines []string
+		want  string
+	}{
+		{"a page of another host", []string{"Host: chat.example", "Origin: https://evil.example"},
+			"this service is at http://chat.example or https://chat.example, the page at https://evil.example"},
+		{"another scheme", []string{"Host: chat.example", "X-Forwarded-Proto: http", "Origin: https://chat.example"},
+			"this service is at http://chat.example, the page at https://chat.example"},
+		{"another port", []string{"Host: chat.example", "X-Forwarded-Proto: https", "X-Forwarded-Port: 8443", "Origin: https://chat.example:9443"},
+			"this service is at https://chat.example or https://chat.example:8443, the page at https://chat.example:9443"},
+		{"an unknown scheme", []string{"Host: chat.example", "X-Forwarded-Proto: gopher", "Origin: https://chat.example"},
+			"this service is at unknown://chat.example, the page at https://chat.example"},
+		{"no host", []string{"Host: a b", "Origin: null"}, "this service is at a b, the page at null"},
+		{"an empty origin", []string{"Host: chat.example", "X-Forwarded-Proto: https", "Origin:"}, `this service is at https://chat.example, the page at ""`},
+		{"two origins", []string{"Host: chat.example", "X-Forwarded-Proto: https", "Origin: https://a", "Origin: https://b"},
+			"this service is at https://chat.example, the page at https://a, https://b"},
+		{"letters that look like ours", []string{"Host: chat.example", "X-Forwarded-Proto: https", "Origin: https://ch\u0430t.example"},
+			`this service is at https://chat.example, the page at "https://ch\u0430t.example"`},
+		{"very long", []string{"Host: chat.example", "X-Forwarded-Proto: https", "Origin: " + strings.Repeat("x", 8000)},
+			"this service is at https://chat.example, the page at " + strings.Repeat("x", 100) + "..."},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := request(t, tt.lines...)
+			from := Proxies(prefixes("127.0.0.0/8")).Sender(r)
+			if got := Compared(r, &from); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
 	}

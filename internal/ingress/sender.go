@@ -20,6 +20,9 @@ type Sender struct {
 	Network netip.Prefix
 	// Host is the host that the client requested, host[:port].
 	Host string
+	// ports are ports that Host may have had, if it has none: some proxies leave
+	// the port out of Host and name it elsewhere.
+	ports []string
 	// proto is the scheme that the client used, http or https; "" if no trusted
 	// proxy named it.
 	proto string
@@ -37,57 +40,57 @@ func (p Proxies) trusts(a netip.Addr) bool {
 	return false
 }
 
-// Sender determines where a request comes from. X-Forwarded-For, -Host and -Proto
-// count only if the peer is a trusted proxy. Other headers that some proxies write
-// (X-Real-Ip, Forwarded) never count: a proxy that does not write them passes on
-// what the client invented.
+// Sender determines where a request comes from. The headers of proxies count only
+// if the peer is a trusted proxy. Where several trusted proxies wrote a value, the
+// one that the client reached has seen what the browser sees. X-Real-Ip never counts:
+// a proxy that does not write it passes on what the client invented.
 func (p Proxies) Sender(r *http.Request) Sender {
 	peer := parseAddr(r.RemoteAddr)
 	if !peer.IsValid() || !p.trusts(peer) {
 		return Sender{Addr: peer, Network: p.peerNetwork(peer), Host: r.Host}
 	}
-	addr := p.client(peer, r.Header.Values("X-Forwarded-For"))
-	s := Sender{Addr: addr, Network: network(addr), Host: r.Host}
-	if hosts := r.Header.Values("X-Forwarded-Host"); len(hosts) > 0 {
-		s.Host = singleValue(hosts)
+	f := readForwarding(r.Header)
+	addr, first := p.client(peer, f.clients)
+	s := Sender{Addr: addr, Network: network(addr), Host: r.Host, proto: forwardedProto(valueOf(first, f.protos))}
+	if host := valueOf(first, f.hosts); host != "" {
+		s.Host = host
+		s.ports = portsOf(host, r.Host)
 	}
-	if protos := r.Header.Values("X-Forwarded-Proto"); len(protos) > 0 {
-		s.proto = forwardedProto(singleValue(protos))
+	if port := valueOf(first, f.ports); port != "" {
+		s.ports = append(s.ports, port)
 	}
 	return s
+}
+
+// portsOf returns the port of another header's host, if it is the same host.
+func portsOf(host, other string) []string {
+	a, ok := parseAuthority(host)
+	b, alsoOK := parseAuthority(other)
+	if !ok || !alsoOK || a.host != b.host || b.port == "" {
+		return nil
+	}
+	return []string{b.port}
 }
 
 // client finds the client's address in X-Forwarded-For. Each proxy appends the
 // address of its peer, so the entries are read from the right, across all lines. The
 // first address that is no trusted proxy is the client; everything left of it is
 // the client's invention. An invalid entry ends the search at the proxy that wrote
-// it.
-func (p Proxies) client(peer netip.Addr, lines []string) netip.Addr {
-	last := peer
-	for i := len(lines) - 1; i >= 0; i-- {
-		rest, more := lines[i], true
-		for more {
-			var entry string
-			entry, rest, more = cutLastComma(rest)
-			a := parseAddr(strings.TrimSpace(entry))
-			if !a.IsValid() {
-				return last
-			}
-			if last = a; !p.trusts(a) {
-				return a
-			}
+// it. wrote is the number of the proxy that wrote the last entry read, which is the
+// trusted proxy that the client reached; 1 is the peer.
+func (p Proxies) client(peer netip.Addr, lines []string) (last netip.Addr, wrote int) {
+	last = peer
+	for entry := range fromRight(lines) {
+		wrote++
+		a := parseAddr(entry)
+		if !a.IsValid() {
+			break
+		}
+		if last = a; !p.trusts(a) {
+			break
 		}
 	}
-	return last
-}
-
-// cutLastComma splits s around its last comma. more says whether there was one.
-func cutLastComma(s string) (last, rest string, more bool) {
-	i := strings.LastIndexByte(s, ',')
-	if i < 0 {
-		return s, "", false
-	}
-	return s[i+1:], s[:i], true
+	return last, max(wrote, 1)
 }
 
 // parseAddr parses an address with or without a port, IPv6 with or without
@@ -103,27 +106,6 @@ func parseAddr(s string) netip.Addr {
 		}
 	}
 	return a.WithZone("").Unmap()
-}
-
-// singleValue returns the value of a header that must have only one. For several it
-// returns "", which matches nothing, because it is not known which value is true.
-func singleValue(values []string) string {
-	if len(values) != 1 || strings.Contains(values[0], ",") {
-		return ""
-	}
-	return strings.TrimSpace(values[0])
-}
-
-// forwardedProto normalizes X-Forwarded-Proto, for which some proxies write the
-// WebSocket's scheme. It returns a text that equals no scheme for anything else.
-func forwardedProto(s string) string {
-	switch s = strings.ToLower(s); s {
-	case "http", "ws":
-		return "http"
-	case "https", "wss":
-		return "https"
-	}
-	return "unknown"
 }
 
 // isPublic reports whether an address may belong to one client on the Internet.

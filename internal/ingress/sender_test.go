@@ -42,7 +42,9 @@ func TestTheClientAddressBehindProxies(t *testing.T) {
 			r.RemoteAddr = tt.peer
 			r.Header["X-Forwarded-For"] = tt.lines
 			r.Header["X-Real-Ip"] = []string{"9.9.9.9"}
-			r.Header["Forwarded"] = []string{"for=9.9.9.9"}
+			if len(tt.lines) > 0 {
+				r.Header["Forwarded"] = []string{"for=9.9.9.9"}
+			}
 			if got := trusted.Sender(r).Addr.String(); got != tt.want {
 				t.Errorf("%s, want %s", got, tt.want)
 			}
@@ -51,6 +53,79 @@ func TestTheClientAddressBehindProxies(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A proxy that writes Forwarded (RFC 7239) and no X-Forwarded header names the client,
+// too. Where the proxy writes any of those, a Forwarded is the client's invention.
+func TestTheClientAddressInForwarded(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		lines []string
+		other string // an X-Forwarded header of the proxy, beside X-Forwarded-For
+		want  string
+	}{
+		{"an address", []string{"for=198.51.100.1"}, "", "198.51.100.1"},
+		{"with a port", []string{`for="198.51.100.1:4711";proto=https`}, "", "198.51.100.1"},
+		{"IPv6", []string{`proto=https; For="[2001:db8::7]"`}, "", "2001:db8::7"},
+		{"IPv6 with a port", []string{`for="[2001:db8::7]:4711"`}, "", "2001:db8::7"},
+		{"an entry that the client invented", []string{"for=127.0.0.1, for=198.51.100.1"}, "", "198.51.100.1"},
+		{"two proxies, two lines", []string{"for=1.1.1.1, for=198.51.100.1", `for="10.0.0.3"`}, "", "198.51.100.1"},
+		{"a hidden name", []string{"for=198.51.100.1, for=_hidden"}, "", "10.0.0.2"},
+		{"unknown", []string{"for=unknown;proto=https"}, "", "10.0.0.2"},
+		{"no address", []string{"proto=https"}, "", "10.0.0.2"},
+		{"empty pairs and elements", []string{" , ;for=198.51.100.1;; ,"}, "", "198.51.100.1"},
+		{"nothing", []string{""}, "", "10.0.0.2"},
+		{"no value", []string{"for"}, "", "10.0.0.2"},
+		{"no name", []string{"=198.51.100.1"}, "", "10.0.0.2"},
+		{"text behind a value", []string{"for=198.51.100.1 x"}, "", "10.0.0.2"},
+		{"a quote that ends in a backslash", []string{`for="198.51.100.1\`}, "", "10.0.0.2"},
+		{"beside a scheme of the proxy", []string{"for=9.9.9.9"}, "X-Forwarded-Proto", "10.0.0.2"},
+		{"beside a host of the proxy", []string{"for=9.9.9.9"}, "X-Forwarded-Host", "10.0.0.2"},
+		{"beside a port of the proxy", []string{"for=9.9.9.9"}, "X-Forwarded-Port", "10.0.0.2"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := httptest.NewRequest("GET", "/ws", nil)
+			r.RemoteAddr = "10.0.0.2:80"
+			r.Header["Forwarded"] = tt.lines
+			if tt.other != "" {
+				r.Header.Set(tt.other, "443")
+			}
+			if got := Proxies(prefixes("10.0.0.0/8")).Sender(r).Addr.String(); got != tt.want {
+				t.Errorf("%s, want %s", got, tt.want)
+			}
+			if got := Proxies(nil).Sender(r).Addr.String(); got != "10.0.0.2" {
+				t.Errorf("with no proxy trusted: %s", got)
+			}
+		})
+	}
+}
+
+// Whatever the headers of a trusted proxy contain, they are read to their end, and no
+// page of another host becomes one of our own.
+func FuzzForwarding(f *testing.F) {
+	for _, s := range []string{
+		"https, http", `for="[2001:db8::7]:4711";host=chat.example;proto=https, for=_x`, `;,;=",\"`, "for=a;for=b,,", ", , ,", "8443",
+	} {
+		f.Add(s, s, s, s)
+	}
+	f.Fuzz(func(t *testing.T, forwarded, client, proto, port string) {
+		r := httptest.NewRequest("GET", "/ws", nil)
+		r.RemoteAddr, r.Host = "10.0.0.2:80", "chat.example"
+		for name, value := range map[string]string{"Forwarded": forwarded, "X-Forwarded-For": client, "X-Forwarded-Proto": proto, "X-Forwarded-Port": port} {
+			if value != "" {
+				r.Header.Set(name, value)
+			}
+		}
+		from := Proxies(prefixes("10.0.0.0/8")).Sender(r)
+		if !from.Addr.IsValid() {
+			t.Error("the address is invalid")
+		}
+		for _, o := range from.origins() {
+			if forwarded == "" && o.host != "chat.example" || o.scheme != "http" && o.scheme != "https" {
+				t.Errorf("an own origin is %s", o)
+			}
+		}
+	})
 }
 
 func TestConnectionsAreCountedByAddressPrefix(t *testing.T) {

@@ -15,7 +15,7 @@ const SIGNAL_SHOWN = 3_500; // ms
 const windowID = [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.toString(16).padStart(2, "0")).join("");
 let count = 0;
 
-const client = Switchyard.connect("/ws");
+const client = Switchyard.connect(new URL("ws", import.meta.url)); // beside this file, behind a path prefix too
 const frameObserver = new Observer(); // of the frames that the service sends
 const shownObserver = new Observer(); // of the messages that the client emits and the page shows
 const metrics = new Metrics();

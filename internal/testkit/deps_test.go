@@ -43,7 +43,7 @@ func runDeps(t *testing.T, programs map[string]string) (code int, output string)
 // that systems other than Debian give them.
 func alternativePrograms() map[string]string {
 	programs := map[string]string{
-		"go": "", "cc": "", "node": "echo v18.20.4", "promtool": "", "google-chrome": "",
+		"go": "", "cc": "", "node": "echo v18.20.4", "nginx": "", "promtool": "", "google-chrome": "",
 		"valkey-server": "", "valkey-cli": "", "alertmanager": "", "blackbox_exporter": "",
 	}
 	for _, name := range []string{"initdb", "pg_ctl", "pg_controldata", "pg_verifybackup", "psql", "pg_basebackup", "pg_dump", "pg_restore"} {

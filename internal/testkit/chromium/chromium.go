@@ -40,8 +40,9 @@ type Browser struct {
 }
 
 // Start starts Chromium without a screen. It is stopped when the test ends, and
-// the kernel kills it if the test binary dies before that.
-func Start(tb testing.TB) *Browser {
+// the kernel kills it if the test binary dies before that. The flags are further ones
+// of its command line.
+func Start(tb testing.TB, flags ...chromedp.ExecAllocatorOption) *Browser {
 	tb.Helper()
 	program, err := testkit.FindProgram("chromium", "chromium")
 	if err != nil {
@@ -62,7 +63,7 @@ func Start(tb testing.TB) *Browser {
 		// Root can't set up the sandbox.
 		chromedp.Flag("no-sandbox", os.Getuid() == 0),
 	)
-	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), append(options, flags...)...)
 	ctx, cancel := chromedp.NewContext(allocator)
 	tb.Cleanup(func() {
 		closing, done := context.WithTimeout(ctx, browserTimeout)

@@ -136,6 +136,19 @@ func (s *site) testPagesOfOthersAreRefused(t *testing.T) {
 	}
 }
 
+// openObserved makes a document without the page into the page, after it has replaced
+// WebSocket by a class that keeps the paths of sockets.
+const openObserved = `fetch("./").then((r) => r.text()).then((page) => {
+	window.socketPaths = [];
+	window.WebSocket = class extends WebSocket {
+		constructor(url, ...more) { super(url, ...more); socketPaths.push(new URL(url).pathname); }
+	};
+	document.open();
+	document.write(page);
+	document.close();
+	return true;
+})`
+
 const rows = `[...document.querySelectorAll(".log:not([hidden]) .row[data-seq] .text")].map((r) => r.textContent)`
 
 // The page, its files and its socket are all below the prefix. Chromium reports a file
@@ -155,12 +168,16 @@ func (s *site) testThePageWorksUnderAPrefix(t *testing.T) {
 		chromedp.Flag("host-resolver-rules", "MAP "+serviceName+" 127.0.0.1"),
 		chromedp.Flag("ignore-certificate-errors-spki-list", base64.StdEncoding.EncodeToString(key[:])),
 	)
-	ada, bob := browser.Open(t, s.url("/chat/#prefix")), browser.Open(t, s.url("/chat/#prefix"))
+	ada, bob := browser.Open(t, s.url("/chat/#prefix")), browser.Open(t, s.url("/chat/client.js#prefix"))
+	chromium.Eval[bool](bob, openObserved)
 	for _, w := range []*chromium.Window{ada, bob} {
-		w.Until(`document.body.dataset.state === "live"`)
+		w.Until(`document.body?.dataset.state === "live"`)
 	}
 	ada.Type("hello\r")
 	bob.Until(rows + `.includes("hello")`)
+	if paths := chromium.Eval[[]string](bob, "socketPaths"); !slices.Equal(slices.Compact(paths), []string{"/chat/ws"}) {
+		t.Errorf("the page connects to %q, want /chat/ws", paths)
+	}
 	loaded := chromium.Eval[[]string](ada, `performance.getEntriesByType("resource").map((e) => new URL(e.name).pathname)`)
 	for _, want := range []string{"/chat/page.css", "/chat/page.js", "/chat/client.js"} {
 		if !slices.Contains(loaded, want) {

@@ -50,6 +50,8 @@ func rates(c config.Limits) httpd.Rates {
 		Join:    c.Join,
 		History: c.History,
 		API:     c.API,
+
+		UserPublish: c.UserPublish, UserBytes: c.UserBytes,
 	}
 }
 

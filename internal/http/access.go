@@ -24,7 +24,9 @@ func (sock *socket) setIdentity(identity auth.Identity) {
 	sock.handshake = protocol.Handshake{} // secrets are not kept longer than they are needed
 	sock.identified.Store(true)
 	sock.server.expiry.Set(sock, identity.Expires)
-	sock.conn.Send(sock.server.welcome(secret, resumed, &identity))
+	sock.usage.freeJoins = sock.session.ResumedRooms()
+	sock.usage.carried = sock.server.allowances.open(sock.session.ID(), sock.network, resumed, sock.server.cfg.now())
+	sock.conn.Send(sock.server.welcome(secret, resumed, &identity, sock.server.remainingLimits(&sock.usage, identity.User)))
 }
 
 // authenticate handles an auth frame: the first one identifies the client, a later

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 	"switchyard/internal/ratelimit"
 )
@@ -31,16 +32,20 @@ type Rates struct {
 	History int
 	// API limits the calls of an API key.
 	API int
+	// UserPublish and UserBytes are what UserLimits allows. Welcomes report it.
+	UserPublish, UserBytes int
 }
 
-// The kinds of limits of a connection.
+// The kinds of limits of a connection. The first ones go on where the session's last
+// connection ended; the others begin anew, so that a client can join its rooms.
 const (
 	ratePublish = iota
 	rateBytes
-	rateJoin
 	rateHistory
+	rateJoin
 	rateAuth
 	rateKinds
+	carriedKinds = rateJoin
 )
 
 // authRate limits the auth frames of a connection: each costs the check of a
@@ -54,6 +59,9 @@ const (
 	refusalResetPause = time.Second
 )
 
+// maxRefusedRooms bounds the rooms of a connection whose last publish was refused.
+const maxRefusedRooms = 1000
+
 // frameRates returns the limits of one connection, by kind.
 func (r *Rates) frameRates(maxRooms int) (all [rateKinds]ratelimit.Limit) {
 	all[ratePublish] = ratelimit.PerSecond(r.Publish)
@@ -62,6 +70,37 @@ func (r *Rates) frameRates(maxRooms int) (all [rateKinds]ratelimit.Limit) {
 	all[rateHistory] = ratelimit.PerSecond(r.History)
 	all[rateAuth] = authRate
 	return all
+}
+
+// remainingLimits returns the limits that a welcome reports. u is what it has used. A user's are
+// those of all the user's connections, so a single one should not use more.
+func (s *Server) remainingLimits(u *rateUsage, user string) *protocol.Limits {
+	now, limits := s.cfg.now(), s.frameLimits
+	if user != "" && s.cfg.UserLimits != nil {
+		limits[ratePublish] = stricter(limits[ratePublish], ratelimit.PerSecond(s.cfg.Rates.UserPublish))
+		limits[rateBytes] = stricter(limits[rateBytes], ratelimit.PerSecond(s.cfg.Rates.UserBytes))
+	}
+	states := u.states
+	if u.carried != nil {
+		used := u.carried.used()
+		copy(states[:], used[:])
+	}
+	limit := func(kind int) *protocol.Limit {
+		l := limits[kind]
+		if l.PerSecond <= 0 {
+			return nil
+		}
+		return &protocol.Limit{PerSecond: l.PerSecond, Burst: l.Burst, Left: states[kind].Left(l, now)}
+	}
+	return &protocol.Limits{Publish: limit(ratePublish), Bytes: limit(rateBytes), Join: limit(rateJoin), History: limit(rateHistory)}
+}
+
+// stricter returns the limit with the lower rate.
+func stricter(a, b ratelimit.Limit) ratelimit.Limit {
+	if a.PerSecond <= 0 || b.PerSecond > 0 && b.PerSecond < a.PerSecond {
+		return b
+	}
+	return a
 }
 
 // readLimits returns the limits of a connection's reader on frames and bytes. They are
@@ -89,38 +128,100 @@ func rateKind(t protocol.Type) int {
 	return rateJoin
 }
 
+// refusedAgainAfter is when to send a publish again that must not overtake another:
+// once that one is sent again.
+const refusedAgainAfter = time.Millisecond
+
 // A rateUsage is what one connection has used of its limits. It belongs to the
 // connection's reader.
 type rateUsage struct {
+	carried      *allowance // of the session; nil until the client is identified
 	states       [rateKinds]ratelimit.State
+	freeJoins    int           // that still count for nothing: those of a resumed session's rooms
 	refusedInRow int           // since the last pause
 	lastRefused  time.Duration // when the last frame was refused
+
+	// refusedRooms are those whose last publish was refused; with tooManyRefused there
+	// were more of them than are known.
+	refusedRooms   map[message.Room]struct{}
+	tooManyRefused bool
+}
+
+// take uses n events of a limit, or returns how long to wait for them.
+func (u *rateUsage) take(kind int, l ratelimit.Limit, now time.Duration, n int) (wait time.Duration) {
+	if u.carried != nil && kind < carriedKinds {
+		return u.carried.take(kind, l, now, n)
+	}
+	return u.states[kind].Take(l, now, n)
+}
+
+// mustNotOvertake reports whether a publish follows one to its room that was refused.
+func (u *rateUsage) mustNotOvertake(r *protocol.Request) bool {
+	_, refused := u.refusedRooms[r.Room]
+	return r.Follows && (refused || u.tooManyRefused)
+}
+
+// noteOutcome records whether the last publish to a room was refused.
+func (u *rateUsage) noteOutcome(room message.Room, refused bool) {
+	switch {
+	case !refused:
+		delete(u.refusedRooms, room)
+	case len(u.refusedRooms) >= maxRefusedRooms:
+		u.tooManyRefused = true
+	default:
+		if u.refusedRooms == nil {
+			u.refusedRooms = map[message.Room]struct{}{}
+		}
+		u.refusedRooms[room] = struct{}{}
+	}
 }
 
 // checkRates counts a frame against the limits of its connection and its user, or
 // returns the error rate_limited. Too many refusals close the
 // connection: see ignoresRefusals.
 func (sock *socket) checkRates(r *protocol.Request, size int) error {
-	s, now := sock.server, sock.server.cfg.now()
-	wait := sock.usage.states[rateBytes].Take(s.frameLimits[rateBytes], now, size)
-	limitName := "bytes"
-	if wait == 0 {
-		kind := rateKind(r.Type)
-		wait = sock.usage.states[kind].Take(s.frameLimits[kind], now, 1)
-		limitName = [rateKinds]string{"publishes", "bytes", "frames", "reads", "auth frames"}[kind]
-		if wait == 0 && kind == ratePublish && sock.identity.User != "" && s.cfg.UserLimits != nil {
-			wait = s.cfg.UserLimits.AllowPublish(sock.identity.User, size)
-			limitName = "publishes or bytes of this user"
-		}
+	u := &sock.usage
+	if r.Type == protocol.TypeJoin && u.freeJoins > 0 {
+		u.freeJoins--
+		return nil
+	}
+	now := sock.server.cfg.now()
+	overtakes := u.mustNotOvertake(r)
+	limitName, wait := "", refusedAgainAfter
+	if !overtakes {
+		limitName, wait = sock.takeRates(r, size, now)
+	}
+	if r.Type == protocol.TypePublish {
+		u.noteOutcome(r.Room, wait > 0)
 	}
 	if wait == 0 {
 		return nil
 	}
-	if now-sock.usage.lastRefused > refusalResetPause {
-		sock.usage.refusedInRow = 0
+	if now-u.lastRefused > refusalResetPause {
+		u.refusedInRow = 0
 	}
-	sock.usage.refusedInRow, sock.usage.lastRefused = sock.usage.refusedInRow+1, now
+	u.refusedInRow, u.lastRefused = u.refusedInRow+1, now
+	if overtakes {
+		return rateLimited("an earlier publish to this room was refused; send that one first", wait)
+	}
 	return rateLimited("too many "+limitName+" a second; send it again after retry_after_ms", wait)
+}
+
+// takeRates counts a frame, or returns the name of a limit that does not allow it and
+// how long to wait.
+func (sock *socket) takeRates(r *protocol.Request, size int, now time.Duration) (limitName string, wait time.Duration) {
+	s := sock.server
+	if wait = sock.usage.take(rateBytes, s.frameLimits[rateBytes], now, size); wait > 0 {
+		return "bytes", wait
+	}
+	kind := rateKind(r.Type)
+	if wait = sock.usage.take(kind, s.frameLimits[kind], now, 1); wait > 0 {
+		return [rateKinds]string{"publishes", "bytes", "reads", "frames", "auth frames"}[kind], wait
+	}
+	if kind == ratePublish && sock.identity.User != "" && s.cfg.UserLimits != nil {
+		return "publishes or bytes of this user", s.cfg.UserLimits.AllowPublish(sock.identity.User, size)
+	}
+	return "", 0
 }
 
 // ignoresRefusals reports whether a client has ignored too many refusals.

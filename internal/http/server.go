@@ -172,6 +172,7 @@ type Server struct {
 	respond   *responder
 
 	frameLimits [rateKinds]ratelimit.Limit
+	allowances  *allowances
 	expiry      *wheel.Deadlines[*socket] // of tokens
 	audit       *audit.Log
 
@@ -205,6 +206,7 @@ func New(cfg Config) *Server {
 		frameLimits: cfg.Rates.frameRates(cfg.MaxRooms),
 		stop:        make(chan struct{}),
 	}
+	s.allowances = newAllowances(s.frameLimits)
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
 	s.audit = audit.New(cfg.Audit, cfg.Node, s.log, cfg.Registerer)
 	s.drain = newDrain(s)
@@ -279,7 +281,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 // welcome returns the first frame to a client. If no sessions are kept, it contains
 // a name that can't be resumed.
-func (s *Server) welcome(secret string, resumed bool, identity *auth.Identity) protocol.Frame {
+func (s *Server) welcome(secret string, resumed bool, identity *auth.Identity, limits *protocol.Limits) protocol.Frame {
 	if secret == "" {
 		secret = fmt.Sprintf("%s-%d", s.cfg.Node, s.nextConnection.Add(1))
 	}
@@ -299,5 +301,6 @@ func (s *Server) welcome(secret string, resumed bool, identity *auth.Identity) p
 		HeartbeatMS:   s.cfg.Heartbeat.Milliseconds(),
 		MaxFrame:      s.cfg.MaxFrame,
 		IDWindowMS:    s.cfg.IDWindow.Milliseconds(),
+		Limits:        limits,
 	}.Encode()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -35,6 +36,7 @@ type socket struct {
 	session   *session.Session // nil if no sessions are kept
 	requestID string           // of the handshake
 	remote    string
+	network   netip.Prefix // by which the connection is counted; may be invalid
 	started   time.Time
 
 	admission *admission.Slot
@@ -63,7 +65,7 @@ type socket struct {
 
 func newSocket(s *Server, ws *websocket.Conn, c *conn.Conn, r *http.Request, slot *admission.Slot) *socket {
 	from := callerOf(r)
-	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.Addr.String(), started: time.Now(), admission: slot}
+	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.Addr.String(), network: from.Network, started: time.Now(), admission: slot}
 	return sock
 }
 

@@ -24,6 +24,9 @@ func (sock *socket) end(err error) {
 	if sock.client != nil {
 		sock.client.Close(endedByClient && !moving)
 	}
+	if sock.usage.carried != nil {
+		s.allowances.close(sock.usage.carried, s.cfg.now())
+	}
 	s.expiry.Remove(sock)
 	s.openSockets.Remove(sock)
 	if isProtocolError(sock.conn, err) {

@@ -68,6 +68,9 @@ type Request struct {
 	// Data is the JSON value as it was received. It shares memory with the
 	// frame it was decoded from.
 	Data []byte
+	// Follows, in a publish: an earlier publish to the room has no answer yet, so
+	// that this one must be refused if that one was.
+	Follows bool
 	// Token is the credential of an auth request. It is a secret: never log it.
 	Token string
 	// From is the node that a client moved away from, and HandshakeMS how long
@@ -149,6 +152,9 @@ func (f *fields) fillRoomRequest(r *Request) (err error) {
 	}
 	r.Limit = int(limit)
 	r.Data = f.data
+	if r.Follows, err = parseFlag("follows", f.follows); err != nil {
+		return err
+	}
 	if f.id != nil && string(f.id) != "null" {
 		r.ID, err = parseID(f.id)
 	}
@@ -218,6 +224,17 @@ func (r *Request) check() error {
 
 func invalidError(field, reason string) error {
 	return &message.InvalidError{Field: field, Reason: reason}
+}
+
+// parseFlag reads an optional boolean; null counts as absent.
+func parseFlag(field string, raw []byte) (bool, error) {
+	switch string(raw) {
+	case "true":
+		return true, nil
+	case "", "false", "null":
+		return false, nil
+	}
+	return false, invalidError(field, "must be true or false")
 }
 
 // parseEpoch reads an optional epoch; null counts as absent.

@@ -216,3 +216,14 @@ func TestErrorForHidesInternalErrors(t *testing.T) {
 		t.Errorf("unavailable without retry_after: %+v", got)
 	}
 }
+
+// A publish says by follows that an earlier one has no answer yet; null and false are as
+// if it were absent.
+func TestAPublishMayFollowAnother(t *testing.T) {
+	for value, want := range map[string]bool{"true": true, "false": false, "null": false} {
+		r, err := Decode([]byte(`{"type":"publish","room":"a","follows":` + value + `,"data":1}`))
+		if err != nil || r.Follows != want {
+			t.Errorf("%s: %v, %v", value, r.Follows, err)
+		}
+	}
+}

@@ -40,6 +40,26 @@ type Welcome struct {
 	// AuthExpiresMS is the time until the client's token expires, in
 	// milliseconds, 0 without a token or if it never expires.
 	AuthExpiresMS int64 `json:"auth_expires_ms,omitempty"`
+	// Limits are the rates by which a client paces itself.
+	Limits *Limits `json:"limits,omitempty"`
+}
+
+// Limits are those of one connection. A limit that is nil does not apply.
+type Limits struct {
+	// Publish counts publishes and signals, Bytes the bytes of all frames, History
+	// the history and presence requests, and Join every other frame.
+	Publish *Limit `json:"publish,omitempty"`
+	Bytes   *Limit `json:"bytes,omitempty"`
+	Join    *Limit `json:"join,omitempty"`
+	History *Limit `json:"history,omitempty"`
+}
+
+// A Limit allows Burst at once and then PerSecond. Left is what is left of the burst
+// now: less than Burst if the session's last connection has used some of it.
+type Limit struct {
+	PerSecond int `json:"per_second"`
+	Burst     int `json:"burst"`
+	Left      int `json:"left"`
 }
 
 // Encode returns the welcome frame.

@@ -138,6 +138,8 @@ func serverFrames() map[string]Frame {
 	resumed.User, resumed.Resumed = &user, true
 	withToken := resumed
 	withToken.Session, withToken.AuthExpiresMS = "5PQ.k3QbZ2", 3_600_000
+	withLimits := welcome
+	withLimits.Limits = &Limits{Publish: &Limit{PerSecond: 200, Burst: 400, Left: 399}, Join: &Limit{PerSecond: 100, Burst: 1000, Left: 1000}}
 	ann, bob := PresenceEntry{Session: "5PQ", User: &user}, PresenceEntry{Session: "7xT"}
 	deploy := Move{AfterMS: 1200, DeadlineMS: 30000, Avoid: Avoid{Deployment: "d1"}, Reason: "deploy"}
 	restart := Move{DeadlineMS: 25000, Avoid: Avoid{Node: "n1"}, Reason: "restart"}
@@ -145,6 +147,7 @@ func serverFrames() map[string]Frame {
 		"Welcome.Encode":              welcome.Encode(),
 		"Welcome.Encode-user":         resumed.Encode(),
 		"Welcome.Encode-token":        withToken.Encode(),
+		"Welcome.Encode-limits":       withLimits.Encode(),
 		"Move.Encode":                 deploy.Encode(),
 		"Move.Encode-node":            restart.Encode(),
 		"Authenticated":               Authenticated(`"r8"`, "ann", time.Hour),

@@ -10,6 +10,7 @@ import (
 // the request does not have them. They share memory with the frame.
 type fields struct {
 	kind, ref, room, after, before, epoch, limit, id, data []byte
+	follows                                                []byte
 	token, from, handshake                                 []byte
 }
 
@@ -34,6 +35,8 @@ func (f *fields) slot(name []byte) *[]byte {
 		return &f.id
 	case "data":
 		return &f.data
+	case "follows":
+		return &f.follows
 	case "token":
 		return &f.token
 	case "from":

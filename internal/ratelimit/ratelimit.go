@@ -40,6 +40,33 @@ func (s *State) Take(l Limit, now time.Duration, n int) (wait time.Duration) {
 	return 0
 }
 
+// Left returns how many events a limit allows at once at the time now.
+func (s State) Left(l Limit, now time.Duration) int {
+	if l.PerSecond <= 0 {
+		return 0
+	}
+	used := (s.owed(now) + l.cost(1) - 1) / l.cost(1)
+	return max(0, max(1, l.Burst)-int(used))
+}
+
+// Add adds what other has used, up to a whole burst together.
+func (s *State) Add(l Limit, now time.Duration, other State) {
+	if owed := other.owed(now); owed > 0 {
+		*s = State(int64(now) + min(s.owed(now)+owed, l.cost(max(1, l.Burst))))
+	}
+}
+
+// Subtract takes back what Add has added of other.
+func (s *State) Subtract(now time.Duration, other State) {
+	*s = State(int64(now) + max(s.owed(now)-other.owed(now), 0))
+}
+
+// owed returns the time until the whole burst is available, in nanoseconds.
+func (s State) owed(now time.Duration) int64 { return max(int64(s)-int64(now), 0) }
+
+// IsZero reports whether the whole burst is available.
+func (s State) IsZero(now time.Duration) bool { return s.owed(now) == 0 }
+
 // maxKeys bounds the keys of a Keyed. The next sweep drops those that are idle.
 const maxKeys = 1 << 16
 

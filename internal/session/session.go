@@ -28,6 +28,7 @@ type Session struct {
 	// rejoinRooms means that the client relies on the session for its rooms
 	// (rooms=1), so that each change of them is saved soon.
 	rejoinRooms   bool
+	resumedRooms  int  // set by Attach, then never changed
 	fromOtherNode bool // another node owned the session before; set by Attach, then never changed
 	// roomsToRejoin are the rooms of a resumed session. They belong to the reader.
 	roomsToRejoin []message.RoomPosition
@@ -53,6 +54,23 @@ type Session struct {
 
 // IsFromOtherNode reports whether another node owned the session before.
 func (s *Session) IsFromOtherNode() bool { return s != nil && s.fromOtherNode }
+
+// ID returns the public name of the session, "" without one.
+func (s *Session) ID() message.SessionID {
+	if s == nil {
+		return ""
+	}
+	return s.id
+}
+
+// ResumedRooms returns the number of rooms of a resumed session, which its client will
+// join.
+func (s *Session) ResumedRooms() int {
+	if s == nil {
+		return 0
+	}
+	return s.resumedRooms
+}
 
 // RoomsToRejoin returns the rooms of a resumed session with their confirmed positions,
 // once, if the client relies on the session for them. The connection's reader calls it.

@@ -107,6 +107,7 @@ func (set *Set) Attach(c Connection, client Client, o protocol.Handshake, user s
 	if s.record, resumed = set.resume(o, user); resumed {
 		resumedRecord := s.record
 		secret, s.saved, s.roomsToRejoin = o.Session, true, s.record.Rooms
+		s.resumedRooms = len(s.record.Rooms)
 		s.fromOtherNode = s.record.PreviousNode != "" && s.record.PreviousNode != set.cfg.Node
 		client.WhenLive(len(s.record.Rooms), func() {
 			s.upToDate.Store(true)

@@ -86,6 +86,13 @@ export interface Moved {
   took: number;
 }
 
+/** A limit of the service: burst at once, then per_second. left is what was left of the burst at the welcome. */
+export interface Limit {
+  per_second: number;
+  burst: number;
+  left: number;
+}
+
 /** The first frame of every connection: which node serves it, and its limits. */
 export interface Welcome {
   type: "welcome";
@@ -106,6 +113,11 @@ export interface Welcome {
   id_window_ms?: number;
   /** Milliseconds until the token expires; absent when it does not, or there is none. */
   auth_expires_ms?: number;
+  /**
+   * The rates by which the client paces itself: publishes and signals, bytes of all frames, joins and other frames, history
+   * and presence. One that is absent does not apply. Older servers tell none.
+   */
+  limits?: { publish?: Limit; bytes?: Limit; join?: Limit; history?: Limit };
 }
 
 /** The message is stored: it will not be lost, doubled or reordered. */
@@ -270,12 +282,13 @@ export class Switchyard {
   leave(room: string): void;
 
   /**
-   * Stores a message. It works while disconnected, too, and needs no join. The message is resent with the same id until
+   * Stores a message. It works while disconnected, too, and needs no join. The messages of a room are stored in the order
+   * of the calls; calls beyond the rate of the service wait for their turn. The message is resent with the same id until
    * it is answered, for resendFor; then the promise rejects with outcome_unknown, or with timeout if it was never sent.
    */
   publish(room: string, data: JSONInput, options?: { id?: string | undefined }): Promise<Ack>;
 
-  /** Sends an event; returns false when it cannot be sent now. */
+  /** Sends an event; returns false when it cannot be sent now, because of the connection or of its rate. */
   signal(room: string, data: JSONInput): boolean;
 
   /** Reads a page of messages, in the order of seq. The request is repeated on the next connection if need be. */

@@ -13,6 +13,7 @@
 import { Connection } from "./link.js";
 import { Move, SignalDedup } from "./move.js";
 import { Outbox, SwitchyardError } from "./outbox.js";
+import { encodedLength } from "./pace.js";
 import { Emitter } from "./room.js";
 import { Rooms } from "./rooms.js";
 import { Tokens } from "./tokens.js";
@@ -99,14 +100,15 @@ export class Switchyard extends Emitter {
     if (pending?.body === body) return pending.promise;
     if (pending) throw new SwitchyardError("conflict", "a publish with this id and other data is pending");
     const head = JSON.stringify({ type: "publish", ref, room, id });
-    const text = `${head.slice(0, -1)},"data":${body}}`;
-    return this.#outbox.add({ ref, key, text, body, queue: `publish ${room}` });
+    return this.#outbox.add({ ref, key, kind: "publish", head, body, queue: `publish ${room}` });
   }
 
   signal(room, data) {
     const connection = this.#current;
     if (!connection?.welcome || connection.backlog >= this.#options.maxPendingBytes) return false;
-    connection.send({ type: "signal", ref: this.#nextRef(), room, data });
+    const frame = { type: "signal", ref: this.#nextRef(), room, data };
+    if (!connection.pacer.maySpend("publish", encodedLength(JSON.stringify(frame)))) return false;
+    connection.send(frame, "publish");
     return true;
   }
 
@@ -139,7 +141,10 @@ export class Switchyard extends Emitter {
   // A read changes nothing, so it is repeated on the next connection.
   #request({ type, room, ...more }) {
     const ref = this.#nextRef();
-    return this.#outbox.add({ ref, key: ref, text: JSON.stringify({ type, ref, room, ...more }), queue: `${type} ${room}` });
+    const text = JSON.stringify({ type, ref, room, ...more });
+    return this.#outbox.add({ ref, key: ref, kind: "history", text, queue: `${type} ${room}`, onSent: (connection) => {
+      if (type === "presence") this.#rooms.presenceRequested(room, connection);
+    } });
   }
 
   #open() {
@@ -234,6 +239,7 @@ export class Switchyard extends Emitter {
     this.welcome = connection.welcome;
     this.#session = connection.welcome.session || this.#session;
     if (connection.movedFrom) this.#sendMoved(connection);
+    this.#outbox.detach();
     this.#rooms.joinAllOn(connection);
     this.#outbox.attach(connection);
     this.#tokens.attach(connection);
@@ -254,6 +260,8 @@ export class Switchyard extends Emitter {
     isNext: (connection) => connection === this.#move.next,
     membershipChanged: (progress) => this.#move.checkJoined(progress),
     nextRef: () => this.#nextRef(),
+    requestPresence: (request) => this.#outbox.addOwn(request),
+    awaitsPresence: (name) => this.#outbox.awaitsTurn("history", `presence ${name}`),
     emit: (event, value) => this._emit(event, value),
   };
 
@@ -288,7 +296,12 @@ export class Switchyard extends Emitter {
     this._emit("frame", frame, connection.number);
     if (connection !== this.#current && connection !== this.#move.next) return; // a listener has closed it
     // Types that only a newer server sends are ignored.
+    const isRefusal = frame.type === "error" && frame.code === "rate_limited";
+    if (frame.ref && !isRefusal) connection.answered(frame.ref);
     if (Object.hasOwn(this.#handlers, frame.type)) this.#handlers[frame.type](frame, connection);
+    if (!frame.ref) return;
+    connection.joins.pump(); // the answer may have made room for more
+    this.#outbox.pump();
   }
 
   #handlers = {
@@ -332,16 +345,21 @@ export class Switchyard extends Emitter {
 
   #handleError(frame, connection) {
     const { code, message, ref, room: name, retry_after_ms: retryAfter } = frame;
+    const spread = 1 + this.#random() / 2;
+    const delay = Math.min(retryAfter || 1_000, MAX_RETRY_AFTER) * spread;
+    if (code === "rate_limited") {
+      connection.pacer?.refused(ref, delay, spread);
+      if (connection.joins.retry(ref)) return;
+    }
     if (connection.ignoredRefs.delete(ref)) return;
-    const temporary = code === "unavailable" || code === "rate_limited";
-    const delay = Math.min(retryAfter || 1_000, MAX_RETRY_AFTER) * (1 + this.#random() / 2);
     const error = new SwitchyardError(code, message, { ref, room: name, retryAfter });
     if (this.#tokens.handleError(ref, error)) return;
     const room = this.#rooms.roomOfJoin(ref, connection);
     if (this.#outbox.byRef(ref)) {
-      if (temporary) this.#outbox.retry(ref, delay, code === "rate_limited");
+      if (code === "rate_limited") this.#outbox.retryInTurn(ref);
+      else if (code === "unavailable") this.#outbox.retryAfter(ref, delay);
       else this.#outbox.reject(ref, error);
-    } else if (room && (temporary || code === "internal")) {
+    } else if (room && (code === "unavailable" || code === "internal")) {
       this.#clock.setTimeout(() => this.#rooms.retryJoin(ref, connection, room), delay);
     } else {
       if (room) this.#rooms.refuse(room, error);

@@ -1,5 +1,7 @@
 // The part of client.js that is one socket. Applications import client.js.
 
+import { JoinQueue, Pacer, encodedLength } from "./pace.js";
+
 const TOKEN_TIMEOUT = 30_000; // ms that getToken may take
 const WELCOME_TIMEOUT = 10_000; // ms from opening to welcome
 
@@ -9,9 +11,12 @@ export class Connection {
   welcome = null;
   welcomedAt = 0;
   handshakeMs = 0; // from opening to welcome, without the time of getToken
-  // The rooms by name: {ref, joined, epoch, missingAfter}. joined says that the join with that ref was
-  // answered; frames before the answer belong to an earlier join. epoch is the last one seen on this
-  // connection. missingAfter is the position after which a message was missing and requested again.
+  pacer = null; // set with welcome
+  joins; // the joins and leaves that wait for their turn
+  // The rooms by name: {ref, sent, joined, epoch, missingAfter, presence}. sent and joined say that the join with that
+  // ref was sent and was answered; frames before the answer belong to an earlier join. epoch is the last one seen on
+  // this connection. missingAfter is the position after which a message was missing and requested again. presence
+  // says that presence was requested after the join.
   memberships = new Map();
   ignoredRefs = new Set(); // refs of requests whose error is ignored
   pendingMove = null; // a move that the service asked for while this was the next connection
@@ -24,6 +29,7 @@ export class Connection {
     this.#clock = clock;
     this.#onFrame = onFrame;
     this.#onEnd = onEnd;
+    this.joins = new JoinQueue(this, clock);
   }
 
   /** Opens a socket with dial(token), at once unless there is a getToken. An error of either one is an end, too. */
@@ -46,7 +52,24 @@ export class Connection {
 
   get backlog() { return this.#socket?.bufferedAmount ?? 0; }
 
-  send(frame) { this.#socket.send(typeof frame === "string" ? frame : JSON.stringify(frame)); }
+  /** Sends a frame that has no answer, or one of which there are few. */
+  send(frame, kind = "join") {
+    const text = JSON.stringify(frame);
+    this.pacer?.spent(kind, encodedLength(text));
+    this.#socket.send(text);
+  }
+
+  /** Sends a request that will be answered. */
+  request(text, ref, kind, bytes) {
+    this.pacer.sent(ref, kind, bytes);
+    this.#socket.send(text);
+  }
+
+  /** A request has its answer, whatever it is: it does not wait any more. */
+  answered(ref) {
+    this.pacer?.answered(ref);
+    this.joins.answered(ref);
+  }
 
   /** Ends now: on a dead network the browser would wait long for the other side's close frame. closeCode is sent. */
   abort(code, reason, closeCode) {
@@ -70,6 +93,7 @@ export class Connection {
       this.welcome = frame;
       this.handshakeMs = now - this.#lastFrameAt;
       this.welcomedAt = now;
+      this.pacer = new Pacer(frame.limits, this.#clock);
       this.#clock.clearTimeout(this.#timer);
     }
     this.#lastFrameAt = now;
@@ -91,6 +115,7 @@ export class Connection {
   #end(code, reason, error) {
     this.#ended = true;
     this.#clock.clearTimeout(this.#timer);
+    this.joins.stop();
     if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
     this.#onEnd(this, code, reason, error);
   }

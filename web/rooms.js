@@ -6,8 +6,8 @@ import { Room } from "./room.js";
 // Rooms holds the rooms that the client has joined or will join. A position belongs to the room, and advances with the
 // connection that delivers a message first. The state of a room on one connection is its membership. host is
 // the client: connections() are the welcomed ones, isNext(connection) recognizes the next connection of a
-// move, membershipChanged(progress) is called when a membership of the next connection has changed, and emit
-// and nextRef are the client's own.
+// move, membershipChanged(progress) is called when a membership of the next connection has changed,
+// requestPresence(request) sends a request in its turn, awaitsPresence(name) says that one waits for it, and emit and nextRef are the client's own.
 export class Rooms {
   signalDedup; // of the last move
   #all = new Map(); #client; #host;
@@ -39,7 +39,7 @@ export class Rooms {
       if (!membership) continue;
       connection.memberships.delete(name);
       if (!membership.joined) connection.ignoredRefs.add(membership.ref);
-      connection.send({ type: "leave", ref: this.#host.nextRef(), room: name });
+      if (membership.sent) this.#sendLeave(connection, name);
     }
     this.#host.membershipChanged(false);
   }
@@ -49,19 +49,20 @@ export class Rooms {
     if (connection.memberships.has(room.name)) return;
     // Two joins from now would start at two positions.
     if (this.#host.isNext(connection) && !room._position) return;
-    connection.memberships.set(room.name, { ref: null, joined: false, epoch: undefined, missingAfter: null });
+    connection.memberships.set(room.name, { ref: null, sent: false, joined: false, epoch: undefined, missingAfter: null, presence: false });
     this.#sendJoin(connection, room);
   }
 
   /** Joins every room on a connection, and requests presence again where the application has requested it. */
   joinAllOn(connection) {
     for (const room of this) this.joinOn(connection, room);
-    for (const { name, _watchesPresence } of this) {
-      if (!_watchesPresence) continue;
-      const ref = this.#host.nextRef();
-      connection.ignoredRefs.add(ref);
-      connection.send({ type: "presence", ref, room: name });
-    }
+    for (const room of this) if (room._watchesPresence) this.#requestPresence(room);
+  }
+
+  /** Presence of a room was requested on a connection. */
+  presenceRequested(name, connection) {
+    const membership = connection.memberships.get(name);
+    if (membership?.sent) membership.presence = true;
   }
 
   /** Whether every room is joined on a connection. */
@@ -79,6 +80,8 @@ export class Rooms {
     for (const other of connections) this.joinOn(other, room); // now that its position is known
     room._resolve(frame);
     if (firstJoin) this.#emit(room, "joined", frame);
+    // The service sends changes to the membership that was there when presence was requested.
+    if (room._watchesPresence && !membership.presence && !this.#host.isNext(connection)) this.#requestPresence(room);
     this.#host.membershipChanged(true);
   }
 
@@ -113,7 +116,6 @@ export class Rooms {
 
   /** A change of presence, or the full list; those on the next connection of a move are ignored. */
   presence(frame, connection) {
-    connection.ignoredRefs.delete(frame.ref);
     const room = this.#all.get(frame.room);
     if (room?._watchesPresence && !this.#host.isNext(connection)) this.#emit(room, "presence", frame);
   }
@@ -148,9 +150,31 @@ export class Rooms {
   #isStaleEpoch(room, membership, { epoch }) { return epoch !== room._position.epoch && epoch === membership.epoch; }
 
   #sendJoin(connection, room) {
-    const position = room._position;
-    const membership = Object.assign(connection.memberships.get(room.name), { ref: this.#host.nextRef(), joined: false });
-    connection.send({ type: "join", ref: membership.ref, room: room.name, after: position?.seq, epoch: position?.epoch });
+    const ref = this.#host.nextRef();
+    Object.assign(connection.memberships.get(room.name), { ref, sent: false, joined: false, presence: false });
+    connection.joins.add(ref, () => {
+      const membership = connection.memberships.get(room.name);
+      if (membership?.ref !== ref) return null; // left, or joined again since
+      const position = room._position;
+      return { type: "join", ref, room: room.name, after: position?.seq, epoch: position?.epoch };
+    }, () => { connection.memberships.get(room.name).sent = true; });
+  }
+
+  #sendLeave(connection, name) {
+    const ref = this.#host.nextRef();
+    connection.joins.add(ref, () => (connection.memberships.has(name) ? null : { type: "leave", ref, room: name }));
+  }
+
+  // Presence is requested again by the client itself, and the list delivered as an event.
+  #requestPresence(room) {
+    if (this.#host.awaitsPresence(room.name)) return;
+    const ref = this.#host.nextRef();
+    this.#host.requestPresence({
+      ref, key: ref, kind: "history", queue: `presence ${room.name}`, text: JSON.stringify({ type: "presence", ref, room: room.name }),
+      onSent: (connection) => this.presenceRequested(room.name, connection),
+      resolve: (frame) => { if (this.#all.get(room.name) === room) this.#emit(room, "presence", frame); },
+      reject: (error) => { if (this.#all.get(room.name) === room) this.#host.emit("error", error); },
+    });
   }
 
   // The log is in a new epoch, and this message is the first frame that says so.

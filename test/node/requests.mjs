@@ -31,7 +31,64 @@ function startLive(options) {
 
 const refuse = (socket, frame, code, more = {}) => socket.receive({ type: "error", ref: frame.ref, room: frame.room, code, message: "no", ...more });
 
+// A service with the default rate of publishes, 20 ms away. It refuses what follows a refused publish.
+function limitedSockets(clock, tells) {
+  const service = { stored: [], refusals: 0, due: 0 };
+  const [cost, burst] = [5, 400]; // ms of a publish, and how many at once
+  const refusedRooms = new Set();
+  service.Sockets = class extends fakeSockets() {
+    send(text) { clock.setTimeout(() => this.#handle(JSON.parse(text)), 10); }
+
+    #handle({ ref, room, id, follows, data }) {
+      const due = Math.max(service.due, clock.now()) + cost;
+      const wait = due - clock.now() - burst * cost;
+      const refused = wait > 0 || (follows && refusedRooms.has(room));
+      if (refused) {
+        service.refusals += 1;
+        refusedRooms.add(room);
+      } else {
+        service.due = due;
+        service.stored.push(data);
+        refusedRooms.delete(room);
+      }
+      const answer = refused
+        ? { type: "error", ref, room, code: "rate_limited", message: "no", retry_after_ms: Math.max(1, Math.ceil(wait)) }
+        : { type: "ack", ref, room, id, epoch: "e1", seq: service.stored.length };
+      clock.setTimeout(() => this.receive(answer), 10);
+    }
+  };
+  service.limits = tells ? { publish: { per_second: 200, burst: 400, left: 400 } } : undefined;
+  return service;
+}
+
+// Publishes so many messages at once and checks that they are stored in the order of the calls, in the time that the
+// limit allows.
+async function publishAtOnce(publishes, tells) {
+  const clock = new FakeClock();
+  const service = limitedSockets(clock, tells);
+  const client = Switchyard.connect("ws://host/ws", { WebSocket: service.Sockets, clock, random: () => 0, maxPending: publishes });
+  service.Sockets.last.welcome({ heartbeat_ms: 600_000, limits: service.limits });
+  let took = 0;
+  const all = Promise.all(Array.from({ length: publishes }, (_, n) => client.publish("r", n))).then(() => { took = clock.now(); });
+  const allowed = (publishes - 400) * 5;
+  for (let i = 0; i < 130 && !took; i++) await clock.advance(allowed / 100);
+  equal(took > allowed * 0.8 && took < allowed * 1.2, true, `all are stored after ${took} ms, the limit allows ${allowed}`);
+  await all;
+  equal(service.stored, Array.from({ length: publishes }, (_, n) => n), "stored");
+  client.close();
+  return service.refusals;
+}
+
 export const tests = {
+  async "publishes at once are stored in order, in the time that the limit allows, and none is refused"() {
+    equal(await publishAtOnce(2_000, true), 0, "refusals");
+  },
+
+  async "a service that tells no limits does not close the client for its refusals"() {
+    const refusals = await publishAtOnce(2_000, false);
+    equal(refusals < 1_000, true, `${refusals} refusals`);
+  },
+
   async "missing messages are requested again from the last position"() {
     const { client, socket, seen, errors } = startLive();
     client.join("r", { after: 0 });

@@ -36,7 +36,7 @@ func (t *tokens) refresh(ctx context.Context) error {
 	}
 	ref := t.nextRef()
 	frame := newRequest("auth", ref, "").text("token", token).end()
-	_, err = t.calls.do(ctx, ref, "refresh the token", &call{frame: frame, auth: true, conn: conn})
+	_, err = t.calls.do(ctx, "refresh the token", &call{ref: ref, frame: frame, auth: true, conn: conn})
 	return err
 }
 

@@ -1,10 +1,11 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
+	"time"
 
 	"switchyard/internal/message"
 )
@@ -12,13 +13,21 @@ import (
 // A call is a request with one answer. It changes nothing, so the client repeats
 // it on the next connection until its caller gives up.
 type call struct {
+	ref   string
+	order uint64 // rises with each call
 	frame []byte
-	// auth: the call sends a fresh token on conn only. It is not repeated, because
-	// the next connection has a fresh token of its own.
+	// auth: the call sends a fresh token on conn only, at once. It is not repeated,
+	// because the next connection has a fresh token of its own.
 	auth bool
-	conn *connection
+	conn *connection // where it was sent last, or is to be sent; nil while it waits
+	// own gets the outcome of a call that the client makes by itself, with mu held. It
+	// is dropped with its connection.
+	own        func(*serverFrame, error)
+	presenceOf message.Room // set if the call requests presence
+	// onSent is called once it is sent; it may be nil.
+	onSent func(*connection)
 
-	done   chan struct{} // closed once answer or err is set
+	done   chan struct{} // closed once answer or err is set; nil for a call of the client itself
 	answer *serverFrame
 	err    error // why there is no answer
 }
@@ -36,22 +45,23 @@ type HistoryRange struct {
 type calls struct {
 	*shared
 	pending map[string]*call // by ref
+	waiting []*call          // those to be sent on the current connection, by order
+	count   uint64           // calls so far
+	timer   *time.Timer      // sends the next one, or nil
 }
 
 // do makes a call and waits for its answer. It locks mu itself. The error says what
 // was being done. A call with a token is not made, and its answer is nil, when its
 // connection is not the current one anymore.
-func (c *calls) do(ctx context.Context, ref, what string, call *call) (*serverFrame, error) {
+func (c *calls) do(ctx context.Context, what string, call *call) (*serverFrame, error) {
 	call.done = make(chan struct{})
 	var made bool
 	var err error
 	c.locked(func() {
 		err = c.err
 		if made = err == nil && (!call.auth || (c.current != nil && c.current == call.conn)); made {
-			c.pending[ref] = call
-		}
-		if made && c.current != nil {
-			c.current.sock.send(call.frame)
+			c.add(call)
+			c.pump()
 		}
 	})
 	if !made {
@@ -60,7 +70,10 @@ func (c *calls) do(ctx context.Context, ref, what string, call *call) (*serverFr
 	select {
 	case <-call.done:
 	case <-ctx.Done():
-		c.locked(func() { c.complete(ref, nil, ctx.Err()) })
+		c.locked(func() {
+			c.complete(call.ref, nil, ctx.Err())
+			c.pump()
+		})
 	}
 	if call.err != nil {
 		return nil, fmt.Errorf("%s: %w", what, call.err)
@@ -68,20 +81,80 @@ func (c *calls) do(ctx context.Context, ref, what string, call *call) (*serverFr
 	return call.answer, nil
 }
 
-// resend repeats the calls on a new current connection.
-func (c *calls) resend() {
-	for _, ref := range slices.Sorted(maps.Keys(c.pending)) {
-		if call := c.pending[ref]; !call.auth {
-			c.current.sock.send(call.frame)
-			continue
+// add accepts a call. The caller calls pump.
+func (c *calls) add(call *call) {
+	c.count++
+	call.order = c.count
+	c.pending[call.ref] = call
+	if call.auth {
+		call.conn.sock.send(call.frame)
+	} else {
+		c.waiting = append(c.waiting, call)
+	}
+}
+
+// pump sends the calls that may be sent now, in order.
+func (c *calls) pump() {
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	if c.current == nil {
+		return
+	}
+	for len(c.waiting) > 0 {
+		call := c.waiting[0]
+		if wait := c.current.pacer.wait(kindHistory, len(call.frame)); wait > 0 {
+			if wait < untilAnswered {
+				c.timer = c.afterFunc(wait, c.pump)
+			}
+			return
 		}
-		c.complete(ref, nil, nil)
+		c.waiting = c.waiting[1:]
+		call.conn = c.current
+		c.current.request(call.frame, call.ref, kindHistory)
+		if call.onSent != nil {
+			call.onSent(c.current)
+		}
+	}
+}
+
+// awaitsPresence reports whether a request for the presence of a room is still to be
+// sent.
+func (c *calls) awaitsPresence(room message.Room) bool {
+	return slices.ContainsFunc(c.waiting, func(call *call) bool { return call.presenceOf == room })
+}
+
+// wait puts a call in its place among those that wait.
+func (c *calls) wait(call *call) {
+	call.conn = nil
+	at, _ := slices.BinarySearchFunc(c.waiting, call, byCall)
+	c.waiting = slices.Insert(c.waiting, at, call)
+}
+
+func byCall(a, b *call) int { return cmp.Compare(a.order, b.order) }
+
+// reset has the calls repeated on a new current connection. The caller calls pump.
+func (c *calls) reset() {
+	c.waiting = nil
+	for ref, call := range c.pending {
+		switch {
+		case call.own != nil:
+			delete(c.pending, ref)
+		case call.auth:
+			c.complete(ref, nil, nil)
+		default:
+			c.wait(call)
+		}
 	}
 }
 
 // fail fails every call with cause.
 func (c *calls) fail(cause error) {
-	for ref := range c.pending {
+	for ref, call := range c.pending {
+		if call.own != nil {
+			delete(c.pending, ref)
+			continue
+		}
 		c.complete(ref, nil, cause)
 	}
 }
@@ -89,19 +162,28 @@ func (c *calls) fail(cause error) {
 // handleError reports whether ref is that of a call. After a temporary error the
 // client repeats the call on this connection; on a new one it is repeated in any
 // case.
-func (c *calls) handleError(ref string, err *Error) bool {
-	if !err.temporary() {
-		return c.complete(ref, nil, err)
-	}
-	conn := c.current
-	if c.pending[ref] == nil {
+func (c *calls) handleError(conn *connection, ref string, err *Error) bool {
+	call := c.pending[ref]
+	switch {
+	case call == nil:
 		return false
+	case !err.temporary():
+		c.complete(ref, nil, err)
+	case call.conn != conn: // it was sent on another connection since
+	case err.Code == "rate_limited" && !call.auth:
+		c.wait(call) // the connection's pacer says when to send it again
+	default:
+		c.afterFunc(err.retryDelay(c.opts.random), func() {
+			switch {
+			case c.pending[ref] != call || call.conn != conn || c.current != conn:
+			case call.auth:
+				conn.sock.send(call.frame)
+			default:
+				c.wait(call)
+				c.pump()
+			}
+		})
 	}
-	c.afterFunc(err.retryDelay(c.opts.random), func() {
-		if call := c.pending[ref]; call != nil && c.current == conn && conn != nil {
-			conn.sock.send(call.frame)
-		}
-	})
 	return true
 }
 
@@ -112,6 +194,16 @@ func (c *calls) complete(ref string, answer *serverFrame, err error) bool {
 		return false
 	}
 	delete(c.pending, ref)
+	if at, found := slices.BinarySearchFunc(c.waiting, call, byCall); found {
+		c.waiting = slices.Delete(c.waiting, at, at+1)
+	}
+	if call.conn != nil {
+		call.conn.pacer.answered(ref) // or it will not be any more
+	}
+	if call.own != nil {
+		call.own(answer, err)
+		return true
+	}
 	call.answer, call.err = answer, err
 	close(call.done)
 	return true
@@ -127,9 +219,12 @@ func (c *calls) signal(room message.Room, frame []byte) error {
 	case c.current.sock.full():
 		return ErrBusy
 	}
-	err := c.checkSize(frame, room)
-	if err == nil {
-		c.current.sock.send(frame)
+	if err := c.checkSize(frame, room); err != nil {
+		return err
 	}
-	return err
+	if !c.current.pacer.maySpend(kindPublish, len(frame)) {
+		return ErrBusy
+	}
+	c.current.send(frame, kindPublish)
+	return nil
 }

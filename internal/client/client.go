@@ -57,10 +57,10 @@ func newClient(opts Options) *Client {
 	calls := &calls{shared: s, pending: make(map[string]*call)}
 	p := &parts{
 		shared: s,
-		rooms:  &rooms{shared: s, byName: make(map[message.Room]*roomState)},
+		rooms:  &rooms{shared: s, calls: calls, byName: make(map[message.Room]*roomState)},
 		outbox: &outbox{
 			shared: s, slots: make(chan struct{}, opts.MaxPending),
-			pending: make(map[publishKey]*pendingPublish), retryQueues: make(map[message.Room]*retryQueue),
+			pending: make(map[publishKey]*pendingPublish), byRef: make(map[string]*pendingPublish), queues: make(map[message.Room]*roomQueue),
 		},
 		calls: calls, tokens: &tokens{shared: s, calls: calls},
 	}
@@ -256,7 +256,7 @@ func (c *Client) History(ctx context.Context, room message.Room, r HistoryRange)
 	if r.Limit > 0 {
 		b = b.number("limit", int64(r.Limit))
 	}
-	f, err := c.parts.calls.do(ctx, ref, "history of "+string(room), &call{frame: b.end()})
+	f, err := c.parts.calls.do(ctx, "history of "+string(room), &call{ref: ref, frame: b.end()})
 	if err != nil {
 		return History{}, err
 	}
@@ -275,7 +275,7 @@ func (c *Client) Presence(ctx context.Context, room message.Room) (Presence, err
 		}
 	})
 	ref := c.nextRef()
-	f, err := c.parts.calls.do(ctx, ref, "presence in "+string(room), &call{frame: newRequest("presence", ref, room).end()})
+	f, err := c.parts.calls.do(ctx, "presence in "+string(room), c.parts.rooms.presenceCall(ref, room))
 	if err != nil {
 		return Presence{}, err
 	}

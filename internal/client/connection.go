@@ -31,11 +31,25 @@ type connection struct {
 	pendingMove  *moveRequest // arrived while this was the next connection; started once it is current
 	tokenExpires time.Time    // zero: never
 	memberships  map[message.Room]*membership
+	pacer        pacer
+	joins        joinQueue
 
 	// Set by rooms.joinNext on the next connection of a move. Each has a buffer of
 	// one and wakes the move: allJoined when all rooms are joined here, progress
 	// when one more is.
 	allJoined, progress chan struct{}
+}
+
+// request sends a request that will be answered.
+func (c *connection) request(frame []byte, ref string, kind requestKind) {
+	c.pacer.sent(ref, kind, len(frame))
+	c.sock.send(frame)
+}
+
+// send sends a frame that has no answer.
+func (c *connection) send(frame []byte, kind requestKind) {
+	c.pacer.spent(kind, len(frame))
+	c.sock.send(frame)
 }
 
 // millis converts the milliseconds of a frame to a Duration between zero and a

@@ -136,7 +136,7 @@ func (l *link) connect(ctx context.Context) (*connection, closeResult) {
 		s.abort()
 		return nil, closeResult{code: closeCode(err), err: fmt.Errorf("wait for the welcome: %w", err)}
 	}
-	conn.sock, conn.welcomedAt = s, time.Now()
+	conn.sock, conn.welcomedAt, conn.pacer = s, time.Now(), newPacer(conn.welcome.Limits)
 	if left := conn.welcome.AuthExpiresMS; left > 0 {
 		conn.tokenExpires = conn.welcomedAt.Add(millis(left))
 	}
@@ -237,9 +237,10 @@ func (l *link) makeCurrent(conn *connection) {
 	if conn.welcome.Session != "" {
 		l.session = conn.welcome.Session
 	}
+	l.parts.calls.reset()
 	l.parts.rooms.rejoin()
 	l.parts.outbox.resend()
-	l.parts.calls.resend()
+	l.parts.calls.pump()
 	l.parts.tokens.schedule()
 	if conn.pendingMove != nil {
 		l.startMove(conn.pendingMove)

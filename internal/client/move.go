@@ -146,8 +146,8 @@ func (m *move) sendMoved(conn *connection) {
 	if m.welcome.Node == "" {
 		return
 	}
-	conn.sock.send(newRequest("moved", m.nextRef(), "").text("from", m.welcome.Node).
-		number("handshake_ms", conn.welcomedAt.Sub(conn.openedAt).Milliseconds()).end())
+	conn.send(newRequest("moved", m.nextRef(), "").text("from", m.welcome.Node).
+		number("handshake_ms", conn.welcomedAt.Sub(conn.openedAt).Milliseconds()).end(), kindJoin)
 }
 
 // awaitJoins waits until all rooms are joined on the next connection, and makes it

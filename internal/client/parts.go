@@ -13,6 +13,21 @@ type parts struct {
 // handleFrame passes a frame to the part that it is about. An error ends the
 // connection.
 func (p *parts) handleFrame(conn *connection, f *serverFrame) error {
+	if f.Ref != "" && (f.Type != "error" || f.Code != "rate_limited") {
+		conn.pacer.answered(f.Ref)
+		delete(conn.joins.sent, f.Ref)
+	}
+	err := p.dispatch(conn, f)
+	if f.Ref != "" { // the answer may have made room for more
+		p.rooms.pumpJoins(p.current)
+		p.rooms.pumpJoins(p.next)
+		p.calls.pump()
+		p.outbox.pump()
+	}
+	return err
+}
+
+func (p *parts) dispatch(conn *connection, f *serverFrame) error {
 	switch f.Type {
 	case "message":
 		msg := f.message()
@@ -43,7 +58,15 @@ func (p *parts) handleFrame(conn *connection, f *serverFrame) error {
 // handleError passes an error to the request with its ref. An error of no request
 // is only logged.
 func (p *parts) handleError(conn *connection, f *serverFrame) {
-	if p.calls.handleError(f.Ref, f.err()) || p.rooms.handleJoinError(conn, f.Ref, f.err()) || p.outbox.handleError(f.Ref, f.err()) {
+	err := f.err()
+	if err.Code == "rate_limited" {
+		random := p.opts.random()
+		conn.pacer.refused(f.Ref, err.retryDelay(func() float64 { return random }), 1+random/2)
+		if conn.joins.retry(f.Ref) {
+			return
+		}
+	}
+	if p.calls.handleError(conn, f.Ref, err) || p.rooms.handleJoinError(conn, f.Ref, err) || p.outbox.handleError(conn, f.Ref, err) {
 		return
 	}
 	p.opts.Logger.Warn("the service reported an error", "code", f.Code, "message", f.Message, "room", f.Room)

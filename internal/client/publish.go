@@ -36,14 +36,17 @@ type pendingPublish struct {
 // An outbox has the publishes that have no answer yet.
 type outbox struct {
 	*shared
-	slots       chan struct{} // one element for each pending publish
-	pending     map[publishKey]*pendingPublish
-	retryQueues map[message.Room]*retryQueue
-	count       uint64 // publishes accepted so far
+	slots   chan struct{} // one element for each pending publish
+	pending map[publishKey]*pendingPublish
+	byRef   map[string]*pendingPublish // the same
+	waiting []*pendingPublish          // those to be sent on the current connection, by order
+	queues  map[message.Room]*roomQueue
+	count   uint64      // publishes accepted so far
+	timer   *time.Timer // sends the next one, or nil
 }
 
-// add sends a publish, or queues it behind its room's retry queue. The caller has
-// acquired a slot, which complete releases; when add fails, the caller keeps it.
+// add sends a publish when its turn comes. The caller has acquired a slot, which
+// complete releases; when add fails, the caller keeps it.
 func (o *outbox) add(p *pendingPublish) error {
 	if o.err != nil {
 		return o.err
@@ -56,25 +59,68 @@ func (o *outbox) add(p *pendingPublish) error {
 	}
 	o.count++
 	p.order = o.count
-	o.pending[p.key] = p
-	switch q := o.retryQueues[p.key.room]; {
-	case q != nil:
-		q.queue = append(q.queue, p)
-	case o.current != nil:
-		o.transmit(p)
-	}
+	o.pending[p.key], o.byRef[p.ref] = p, p
+	o.roomQueue(p.key.room).pending++
+	o.waiting = append(o.waiting, p)
+	o.pump()
 	return nil
 }
 
+// pump sends the publishes that may be sent now, in the order of the calls.
+func (o *outbox) pump() {
+	if o.timer != nil {
+		o.timer.Stop()
+	}
+	if o.current == nil {
+		return
+	}
+	var held []*roomQueue // their next publish can't be sent now
+	for i := 0; i < len(o.waiting); {
+		p := o.waiting[i]
+		q := o.queues[p.key.room]
+		if q.timer != nil || q.probe != nil || slices.Contains(held, q) {
+			i++
+			continue
+		}
+		frame := p.frame
+		if q.hasSentBefore(p) {
+			frame = p.followingFrame()
+		}
+		if o.welcome.MaxFrame > 0 && len(frame) > o.welcome.MaxFrame { // alone it is small enough
+			held = append(held, q)
+			continue
+		}
+		if wait := o.current.pacer.wait(kindPublish, len(frame)); wait > 0 {
+			if wait < untilAnswered {
+				o.timer = o.afterFunc(wait, o.pump)
+			}
+			return
+		}
+		o.waiting = slices.Delete(o.waiting, i, i+1)
+		o.transmit(p, q, frame)
+	}
+}
+
 // transmit sends p on the current connection. There is one.
-func (o *outbox) transmit(p *pendingPublish) {
+func (o *outbox) transmit(p *pendingPublish, q *roomQueue, frame []byte) {
 	p.conn = o.current
+	q.sent = append(q.sent, p)
+	if q.probing {
+		q.probe = p
+	}
 	if p.timer == nil {
 		p.firstSent = time.Now()
 		p.timer = o.afterFunc(o.resendWindow(), func() { o.giveUp(p, nil) })
 	}
 	p.uncertainAttempts++
-	o.current.sock.send(p.frame)
+	o.current.request(frame, p.ref, kindPublish)
+}
+
+// followingFrame returns the frame that asks the service not to store p before the
+// publish that was sent before it.
+func (p *pendingPublish) followingFrame() []byte {
+	at := len(p.frame) - len(p.data) - len(`,"data":}`)
+	return slices.Concat(p.frame[:at], []byte(`,"follows":true`), p.frame[at:])
 }
 
 // resendWindow returns how long a publish is resent: half of the shortest time for
@@ -96,6 +142,7 @@ func (o *outbox) resendWindow() time.Duration {
 func (o *outbox) giveUp(p *pendingPublish, cause error) {
 	if o.pending[p.key] == p {
 		o.complete(p, Ack{}, unansweredError(p, cause))
+		o.pump()
 	}
 }
 
@@ -127,35 +174,39 @@ func (o *outbox) completeFromOwnMessage(conn *connection, m message.Message) {
 	own := (user == nil && m.From == "") || (user != nil && m.From == *user)
 	if p := o.pending[publishKey{m.Room, m.ID}]; p != nil && p.timer != nil && own && bytes.Equal(m.Data, p.data) {
 		o.complete(p, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID}, nil)
+		o.pump()
 	}
 }
 
-// complete completes p: it removes p everywhere and releases its slot. If p
-// was the probe of its retry queue, the queue is released.
+// complete completes p: it removes p everywhere and releases its slot. If p was the
+// probe of its room, the others follow. The caller calls pump.
 func (o *outbox) complete(p *pendingPublish, ack Ack, err error) {
 	delete(o.pending, p.key)
+	delete(o.byRef, p.ref)
 	<-o.slots
 	if p.timer != nil {
 		p.timer.Stop()
 	}
-	if q := o.retryQueues[p.key.room]; q != nil {
-		q.queue = slices.DeleteFunc(q.queue, func(other *pendingPublish) bool { return other == p })
-		if q.probe == p || (q.probe == nil && len(q.queue) == 0) {
-			o.releaseQueue(p.key.room, q)
-		}
+	if at, found := slices.BinarySearchFunc(o.waiting, p, byOrder); found {
+		o.waiting = slices.Delete(o.waiting, at, at+1)
+	}
+	q := o.queues[p.key.room]
+	q.probing = q.probing && q.probe != p
+	q.removeSent(p)
+	if p.conn != nil {
+		p.conn.pacer.answered(p.ref) // by its own message, or it will not be any more
+	}
+	if q.pending--; q.pending == 0 {
+		q.reset()
+		delete(o.queues, p.key.room)
 	}
 	o.queue(func() { p.done(ack, err) })
 }
 
 // handleError reports whether ref is that of a pending publish. A temporary
-// error queues it for a retry; any other completes it.
-func (o *outbox) handleError(ref string, err *Error) bool {
-	var p *pendingPublish
-	for _, candidate := range o.pending {
-		if candidate.ref == ref {
-			p = candidate
-		}
-	}
+// error has it sent again; any other completes it.
+func (o *outbox) handleError(conn *connection, ref string, err *Error) bool {
+	p := o.byRef[ref]
 	if p == nil {
 		return false
 	}
@@ -163,8 +214,11 @@ func (o *outbox) handleError(ref string, err *Error) bool {
 		p.uncertainAttempts-- // refused before the log, so this attempt was not stored
 	}
 	switch {
+	case err.temporary() && p.conn != conn: // it was sent on another connection since
+	case err.Code == "rate_limited":
+		o.unsend(p) // the connection's pacer says when to send it again
 	case err.temporary():
-		o.enqueueRetry(p, err.retryDelay(o.opts.random))
+		o.retryAfter(p, err.retryDelay(o.opts.random))
 	case p.uncertainAttempts > 1 && err.Code != "conflict":
 		// The refusal of a resend does not say whether an earlier attempt was
 		// stored, except for conflict: then the id holds other data.
@@ -175,38 +229,23 @@ func (o *outbox) handleError(ref string, err *Error) bool {
 	return true
 }
 
-// resend sends every pending publish on a new current connection, in order, but
-// only the oldest one of a room with a retry queue.
+// resend sends every pending publish on a new current connection, in order.
 func (o *outbox) resend() {
-	for _, q := range o.retryQueues {
-		if q.timer != nil {
-			q.timer.Stop()
-			q.timer = nil
-		}
-		if q.probe != nil {
-			q.add(q.probe)
-			q.probe = nil
-		}
+	for _, q := range o.queues {
+		q.reset()
 	}
+	o.waiting = nil
 	for _, p := range o.pendingInOrder() {
 		p.conn = nil
-		q := o.retryQueues[p.key.room]
 		if !o.resetResendTimer(p) {
 			o.complete(p, Ack{}, unansweredError(p, nil))
-			continue
-		}
-		switch err := o.checkSize(p.frame, p.key.room); {
-		case err != nil:
+		} else if err := o.checkSize(p.frame, p.key.room); err != nil {
 			o.complete(p, Ack{}, err)
-		case q != nil:
-			q.add(p)
-		default:
-			o.transmit(p)
+		} else {
+			o.waiting = append(o.waiting, p)
 		}
 	}
-	for _, q := range o.retryQueues {
-		o.sendProbe(q)
-	}
+	o.pump()
 }
 
 // resetResendTimer recomputes the resend window of p, because the new connection's
@@ -246,12 +285,6 @@ func (o *outbox) failLargest(conn *connection, cause error) {
 
 // fail fails every pending publish with cause.
 func (o *outbox) fail(cause error) {
-	for _, q := range o.retryQueues {
-		if q.timer != nil {
-			q.timer.Stop()
-		}
-	}
-	clear(o.retryQueues)
 	for _, p := range o.pendingInOrder() {
 		o.complete(p, Ack{}, unansweredError(p, cause))
 	}

@@ -67,10 +67,11 @@ func (r *roomState) completeJoin(j Joined, err error) {
 
 // A membership is a room on one connection.
 type membership struct {
-	// ref is the ref of the last join, and joined says that it was answered.
-	// Messages before the answer belong to an earlier join.
-	ref    string
-	joined bool
+	// ref is the ref of the last join; sent and joined say that it was sent and
+	// answered. Messages before the answer belong to an earlier join.
+	ref          string
+	sent, joined bool
+	presence     bool // presence was requested after the join
 	// epoch is the last one seen on this connection. When the room's position is
 	// in another epoch, frames in this one are stale.
 	epoch message.Epoch

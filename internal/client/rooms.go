@@ -3,6 +3,8 @@ package client
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"switchyard/internal/message"
 )
@@ -13,6 +15,7 @@ var errSkippedMessage = errors.New("the service skipped a message")
 // positions when a connection ends.
 type rooms struct {
 	*shared
+	calls       *calls
 	byName      map[message.Room]*roomState
 	signalDedup *signalDedup // of the last move; nil before the first
 }
@@ -45,9 +48,13 @@ func (r *rooms) leave(name message.Room, only *roomState) {
 	delete(r.byName, name)
 	room.completeJoin(Joined{}, fmt.Errorf("join %s: %w", name, ErrLeft))
 	for _, conn := range []*connection{r.current, r.next} {
-		if conn != nil && conn.memberships[name] != nil {
-			delete(conn.memberships, name)
-			conn.sock.send(newRequest("leave", r.nextRef(), name).end())
+		if conn == nil || conn.memberships[name] == nil {
+			continue
+		}
+		sent := conn.memberships[name].sent
+		delete(conn.memberships, name)
+		if sent {
+			r.sendLeave(conn, name)
 		}
 	}
 	r.notifyMove()
@@ -56,14 +63,14 @@ func (r *rooms) leave(name message.Room, only *roomState) {
 // rejoin joins the rooms on the current connection, unless they were joined on it
 // while it was the next one.
 func (r *rooms) rejoin() {
-	for _, room := range r.byName {
-		if r.current.memberships[room.name] == nil {
+	for _, name := range slices.Sorted(maps.Keys(r.byName)) {
+		if room := r.byName[name]; r.current.memberships[name] == nil {
 			r.sendJoin(r.current, room)
 		}
 	}
-	for _, room := range r.byName {
-		if room.watched {
-			r.current.sock.send(newRequest("presence", r.nextRef(), room.name).end())
+	for _, name := range slices.Sorted(maps.Keys(r.byName)) {
+		if room := r.byName[name]; room.watched {
+			r.requestPresence(room)
 		}
 	}
 }
@@ -122,15 +129,64 @@ func (r *rooms) sendJoin(conn *connection, room *roomState) {
 		m = &membership{}
 		conn.memberships[room.name] = m
 	}
-	m.ref, m.joined = r.nextRef(), false
-	b := newRequest("join", m.ref, room.name)
+	ref := r.nextRef()
+	m.ref, m.sent, m.joined, m.presence = ref, false, false, false
+	r.queueJoin(conn, &queuedJoin{ref: ref, onSent: func() { m.sent = true }, frame: func() []byte {
+		if now := conn.memberships[room.name]; now != m || m.ref != ref {
+			return nil // left, or joined again since
+		}
+		return joinFrame(ref, room)
+	}})
+}
+
+// joinFrame returns a join from the last position seen.
+func joinFrame(ref string, room *roomState) []byte {
+	b := newRequest("join", ref, room.name)
 	if room.position.given {
 		b = b.number("after", int64(room.position.After))
 		if room.position.Epoch != "" {
 			b = b.text("epoch", string(room.position.Epoch))
 		}
 	}
-	conn.sock.send(b.end())
+	return b.end()
+}
+
+// sendLeave leaves a room on conn, unless it is joined there again when its turn comes.
+func (r *rooms) sendLeave(conn *connection, name message.Room) {
+	ref := r.nextRef()
+	r.queueJoin(conn, &queuedJoin{ref: ref, frame: func() []byte {
+		if conn.memberships[name] != nil {
+			return nil
+		}
+		return newRequest("leave", ref, name).end()
+	}})
+}
+
+// presenceCall returns the call that requests the presence of a room.
+func (r *rooms) presenceCall(ref string, name message.Room) *call {
+	return &call{ref: ref, presenceOf: name, frame: newRequest("presence", ref, name).end(), onSent: func(conn *connection) {
+		if m := conn.memberships[name]; m != nil && m.sent {
+			m.presence = true
+		}
+	}}
+}
+
+// requestPresence requests the presence of a watched room again, for its handler.
+func (r *rooms) requestPresence(room *roomState) {
+	if r.calls.awaitsPresence(room.name) {
+		return
+	}
+	call := r.presenceCall(r.nextRef(), room.name)
+	call.own = func(f *serverFrame, err error) {
+		switch {
+		case r.byName[room.name] != room:
+		case err != nil:
+			r.opts.Logger.Warn("the presence of a room was not read again", "room", room.name, "err", err)
+		default:
+			notify(r.shared, room.handler.Presence, f.presence())
+		}
+	}
+	r.calls.add(call)
 }
 
 func (r *rooms) handleJoined(conn *connection, f *serverFrame) {
@@ -147,6 +203,11 @@ func (r *rooms) handleJoined(conn *connection, f *serverFrame) {
 	alreadyJoined := r.joinedElsewhere(conn, room)
 	if conn == r.current && r.next != nil && r.next.memberships[room.name] == nil {
 		r.sendJoin(r.next, room) // now that its position is known
+	}
+	// The service sends changes to the membership that was there when presence was
+	// requested.
+	if room.watched && !m.presence && conn == r.current {
+		r.requestPresence(room)
 	}
 	r.notifyMove()
 	joined := Joined{Room: f.Room, Epoch: f.Epoch, Head: f.Seq, First: f.First}

@@ -25,6 +25,8 @@ type Welcome struct {
 	// AuthExpiresMS is the time until the token expires; 0 if it never does or
 	// there is none.
 	AuthExpiresMS int64 `json:"auth_expires_ms"`
+	// Limits are the rates by which the client paces itself; nil from older services.
+	Limits *Limits `json:"limits,omitempty"`
 }
 
 // An Ack is the answer to a publish: the message is stored at this position.

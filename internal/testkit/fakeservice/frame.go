@@ -15,6 +15,7 @@ type Frame struct {
 	Epoch         message.Epoch
 	After, Before *message.Seq
 	Limit         int
+	Follows       bool
 	Data          json.RawMessage
 }
 

@@ -45,7 +45,8 @@ func (s State) Left(l Limit, now time.Duration) int {
 	if l.PerSecond <= 0 {
 		return 0
 	}
-	used := (s.owed(now) + l.cost(1) - 1) / l.cost(1)
+	// What is owed is at most a burst, so the product is at most 2e18.
+	used := (s.owed(now)*int64(l.PerSecond) + int64(time.Second) - 1) / int64(time.Second)
 	return max(0, max(1, l.Burst)-int(used))
 }
 

@@ -72,6 +72,52 @@ func TestNoRequestPatternExceedsTheRate(t *testing.T) {
 	})
 }
 
+// What is left is what can be used at once, whatever was used before.
+func TestWhatIsLeftCanBeUsed(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l := Limit{rapid.IntRange(1, 1_000_000_000).Draw(t, "rate"), 0}
+		l.Burst = rapid.IntRange(1, min(2_000_000_000, l.PerSecond*1000)).Draw(t, "burst")
+		var s State
+		now := time.Hour
+		for range rapid.IntRange(0, 5).Draw(t, "times") {
+			s.Take(l, now, rapid.IntRange(1, l.Burst).Draw(t, "n"))
+			now += time.Duration(rapid.Int64Range(0, int64(time.Second)).Draw(t, "pause"))
+		}
+		left := s.Left(l, now)
+		if s.Take(l, now, left) != 0 {
+			t.Fatalf("%d are left, and can't be used", left)
+		}
+		if l.cost(2) > 1 && s.Take(l, now, 2) == 0 {
+			t.Fatalf("two more than the %d that are left can be used", left)
+		}
+	})
+}
+
+func TestStatesAreAddedUpToABurst(t *testing.T) {
+	l, now := PerSecond(10), time.Hour
+	var one, all State
+	one.Take(l, now, 12)
+	all.Add(l, now, one)
+	if got := all.Left(l, now); got != 8 {
+		t.Errorf("one that used 12 leaves %d of 20", got)
+	}
+	all.Add(l, now, one)
+	if got := all.Left(l, now); got != 0 {
+		t.Errorf("two leave %d", got)
+	}
+	if got := all.Left(l, now+500*time.Millisecond); got != 5 {
+		t.Errorf("half a second later %d are left, so that more than a burst was owed", got)
+	}
+	all.Subtract(now, one)
+	if got := all.Left(l, now); got != 12 {
+		t.Errorf("without one of them %d are left", got)
+	}
+	all.Subtract(now, one)
+	if !all.IsZero(now) {
+		t.Error("without both something is owed")
+	}
+}
+
 func TestAKeyedLimiterForgetsIdleKeys(t *testing.T) {
 	l := NewKeyed(PerSecond(10))
 	for i := range 100_000 {

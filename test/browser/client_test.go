@@ -77,3 +77,21 @@ func testTheWelcomeHasTheIDWindow(t *testing.T, e *env) {
 		t.Errorf("the welcome has id_window_ms %d, want 120000", idWindow)
 	}
 }
+
+// A page that publishes six hundred messages at once, at default limits, finds them
+// stored in the order of its calls.
+func testPublishesAtOnceKeepTheirOrder(t *testing.T, e *env) {
+	w := openPage(t, e.browser, e.server.URL()+"/", "ada")
+	inOrder := chromium.Eval[string](w, `import("/client.js").then(async ({ Switchyard }) => {
+		const client = Switchyard.connect();
+		const refused = [];
+		client.on("frame", (f) => { if (f.type === "error") refused.push(f.code); });
+		const acks = await Promise.all(Array.from({ length: 600 }, (_, n) => client.publish("at-once", n)));
+		client.close();
+		const misplaced = acks.findIndex(({ seq }, n) => seq !== n + 1);
+		return misplaced < 0 && refused.length === 0 ? "in order" : "call " + misplaced + " is misplaced; refused: " + refused;
+	})`)
+	if inOrder != "in order" {
+		t.Error(inOrder)
+	}
+}

@@ -33,6 +33,7 @@ func TestInChromium(t *testing.T) {
 		{"NothingIsLostWhenTheServerDies", testNothingIsLostWhenTheServerDies},
 		{"ThePageShowsWhoIsInTheRoom", testThePageShowsWhoIsInTheRoom},
 		{"TheWelcomeHasTheIDWindow", testTheWelcomeHasTheIDWindow},
+		{"PublishesAtOnceKeepTheirOrder", testPublishesAtOnceKeepTheirOrder},
 		{"TwoWindowsChat", testTwoWindowsChat},
 		{"HistoryIsLoadedByScrolling", testHistoryIsLoadedByScrolling},
 		{"ThePageWorksWithTheKeyboardAlone", testThePageWorksWithTheKeyboardAlone},

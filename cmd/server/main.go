@@ -79,7 +79,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	do, known := map[string]func(config.Config) error{
 		"serve":       func(c config.Config) error { return app.Serve(ctx, c, version, stdout, stderr) },
-		"migrate":     func(c config.Config) error { return app.Migrate(ctx, c, args, stdout) },
+		"migrate":     func(c config.Config) error { return app.Migrate(ctx, c, args, stdout, stderr) },
 		"healthcheck": func(c config.Config) error { return app.Healthcheck(ctx, c) },
 		"drain":       func(c config.Config) error { return app.Drain(ctx, c, args, stdout) },
 		"undrain":     func(c config.Config) error { return app.Undrain(ctx, c, args, stdout) },

@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"switchyard/internal/config"
@@ -24,9 +26,16 @@ func Serve(ctx context.Context, cfg config.Config, version string, stdout, stder
 	level := new(slog.LevelVar)
 	level.Set(cfg.Log.Level)
 	logger := newLogger(stderr, cfg.Log.Format, level)
+	if err := reportWarnings(cfg, logger); err != nil {
+		return err
+	}
 	a, err := Start(ctx, Options{Config: cfg, Version: version, Logger: logger, LogLevel: level, Stdout: stdout, Stderr: stderr})
 	if err != nil {
 		return err
+	}
+	if slices.Contains(cfg.HTTP.AllowedOrigins, "*") {
+		logger.Warn("the pages of every origin may connect", "setting", "ALLOWED_ORIGINS=*",
+			"remedy", "list the origins of your pages, unless all that a page could do here needs a token")
 	}
 	logger.Info("serving", "url", a.URL(), "version", version, "started_in", time.Since(started))
 	fmt.Fprintf(stdout, "Switchyard is at %s\n", a.URL())
@@ -48,14 +57,30 @@ func Serve(ctx context.Context, cfg config.Config, version string, stdout, stder
 	return nil
 }
 
+// reportWarnings logs what is likely a mistake in the environment. With
+// STRICT_SETTINGS it returns that as an error instead.
+func reportWarnings(cfg config.Config, logger *slog.Logger) error {
+	warnings := config.Warnings()
+	if cfg.Settings.Strict && len(warnings) > 0 {
+		return fmt.Errorf("%s (STRICT_SETTINGS=true refuses this)", strings.Join(warnings, "\n"))
+	}
+	for _, w := range warnings {
+		logger.Warn("a setting is likely a mistake", "warning", w)
+	}
+	return nil
+}
+
 // Migrate migrates the database to this version's schema. With -plan it prints the
 // pending migrations as JSON and changes nothing. It takes as long as its caller lets
 // it: a deploy ends it after migrate_limit.
-func Migrate(ctx context.Context, cfg config.Config, args []string, stdout io.Writer) error {
+func Migrate(ctx context.Context, cfg config.Config, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	plan := flags.Bool("plan", false, "print the pending migrations and change nothing")
 	if err := parseFlags(flags, args); err != nil {
+		return err
+	}
+	if err := reportWarnings(cfg, newLogger(stderr, cfg.Log.Format, cfg.Log.Level)); err != nil {
 		return err
 	}
 	url := cfg.Store.URL.Reveal()

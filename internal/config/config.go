@@ -12,19 +12,21 @@ import (
 // Config has every setting of the service. Of the tags, envconfig is the name of
 // the variable, default its value when it is not set, min and max bound numbers,
 // durations and the length of text, oneof lists the allowed values, check names a
-// rule of checks, example is shown when the value is wrong, secret hides the value
-// and allows NAME_FILE, and doc is the text of docs/configuration.md.
+// rule of checks, switch the values that yes and no stand for where they are not true
+// and false, example is shown when the value is wrong, secret hides the value and
+// allows NAME_FILE, and doc is the text of docs/configuration.md.
 type Config struct {
-	HTTP    HTTP
-	Auth    Auth
-	Admin   Admin
-	Log     Log
-	Store   Store
-	Broker  Broker
-	Session Session
-	Hub     Hub
-	Drain   Drain
-	Limits  Limits
+	HTTP     HTTP
+	Auth     Auth
+	Admin    Admin
+	Log      Log
+	Store    Store
+	Broker   Broker
+	Session  Session
+	Hub      Hub
+	Drain    Drain
+	Limits   Limits
+	Settings Settings
 }
 
 // HTTP has the settings of the public listener.
@@ -32,8 +34,8 @@ type HTTP struct {
 	ListenAddr       string        `envconfig:"LISTEN_ADDR" default:":8000" example:":8000" check:"address" doc:"Where the service listens: the page, the sockets, the API, health and metrics. Plain HTTP; TLS ends at the load balancer."`
 	Color            string        `envconfig:"COLOR" example:"blue" oneof:",blue,green" doc:"The color of this deployment, blue or green. It is sent to clients and is a label of metrics."`
 	Deployment       string        `envconfig:"DEPLOYMENT" max:"64" check:"printable" example:"2026-11-23-1" doc:"The id of this deployment. It is sent to clients and is a label of metrics."`
-	AllowedOrigins   Origins       `envconfig:"ALLOWED_ORIGINS" example:"https://app.example.com,https://admin.example.com" doc:"Origins of pages that may connect, beside the service's own: scheme://host[:port], separated by commas. A star stands for one label: https://*.example.com. List null only to let sandboxed frames connect."`
-	AllowedHosts     Hosts         `envconfig:"ALLOWED_HOSTS" example:"chat.example.com,*.chat.example.com" doc:"Host names that the service answers to, without ports, separated by commas; a star stands for one label. Empty allows any host. Probes may also use an address, or a name without a dot."`
+	AllowedOrigins   Origins       `envconfig:"ALLOWED_ORIGINS" example:"https://app.example.com,https://admin.example.com" doc:"Origins of pages that may connect, beside the service's own: scheme://host[:port], separated by commas. A star stands for one label: https://*.example.com. * allows the pages of every origin, with a warning; it does not include null. List null only to let sandboxed frames connect."`
+	AllowedHosts     Hosts         `envconfig:"ALLOWED_HOSTS" example:"chat.example.com,*.chat.example.com" doc:"Host names that the service answers to, without ports, separated by commas; a star stands for one label. Empty, or *, allows any host. Probes may also use an address, or a name without a dot."`
 	TrustedProxies   Networks      `envconfig:"TRUSTED_PROXIES" example:"10.0.0.0/8,fd00::/8" doc:"Networks of the proxies in front of the service, separated by commas. Only their X-Forwarded-For, -Proto, -Host and -Port headers are trusted, or Forwarded if they write none of these. Without it, all clients behind a proxy seem to have the proxy's address."`
 	APIKeys          Keys          `envconfig:"API_KEYS" secret:"true" example:"shop:a-long-random-secret" doc:"API keys for server calls, separated by commas: key, or name:key. Several are valid at once, so that a key can be replaced without an interruption. Without any key, server calls are refused."`
 	MaxFrame         int           `envconfig:"MAX_FRAME" default:"65536" min:"1024" max:"1048576" example:"65536" doc:"The largest frame from a client, and the largest body of a server call, in bytes."`
@@ -55,7 +57,7 @@ type Auth struct {
 	Issuer        string        `envconfig:"AUTH_ISSUER" max:"512" check:"printable" example:"https://id.example.com/" doc:"The value that the claim iss of a token must have, exactly. Empty: the claim is not checked."`
 	Audience      Names         `envconfig:"AUTH_AUDIENCE" example:"chat" doc:"Names of this service, separated by commas; the claim aud of a token must contain one of them. Empty: the claim is not checked, and tokens that the issuer made for other services are accepted."`
 	Leeway        time.Duration `envconfig:"AUTH_LEEWAY" default:"10s" min:"0s" max:"2m" example:"10s" doc:"How far the clocks of issuers may differ from this one."`
-	Anonymous     string        `envconfig:"AUTH_ANONYMOUS" default:"auto" max:"8192" check:"anonymous" example:"public.*:r,lobby:rw" doc:"Access without a token: auto (to every room if no key is configured, otherwise none), on (to every room; refused if a key is configured), off (none; refused if no key is configured), or the rooms that are open to everyone, as pattern:rights separated by commas."`
+	Anonymous     string        `envconfig:"AUTH_ANONYMOUS" default:"auto" max:"8192" switch:"on,off" check:"anonymous" example:"public.*:r,lobby:rw" doc:"Access without a token: auto (to every room if no key is configured, otherwise none), on (to every room; refused if a key is configured), off (none; refused if no key is configured), or the rooms that are open to everyone, as pattern:rights separated by commas."`
 	Timeout       time.Duration `envconfig:"AUTH_TIMEOUT" default:"10s" min:"1s" max:"1m" example:"10s" doc:"How long a WebSocket may be open before its auth frame, where a token is required; after that it is closed with 4001."`
 	QueryToken    bool          `envconfig:"AUTH_QUERY_TOKEN" default:"false" example:"true" doc:"Also accepts tokens in the query, as access_token. Proxies write queries into their logs: prefer the header, the subprotocol or the auth frame."`
 }
@@ -69,7 +71,7 @@ type Admin struct {
 // audit log.
 type Log struct {
 	Level  slog.Level `envconfig:"LOG_LEVEL" default:"info" example:"info" doc:"debug, info, warn or error. It can be changed while the service runs: PUT /log-level?level=debug on ADMIN_ADDR."`
-	Audit  string     `envconfig:"AUDIT_LOG" default:"stdout" max:"4096" example:"/var/log/switchyard/audit.jsonl" doc:"The audit log: stdout, stderr, off, or a file. It has a line of JSON for each refused token, key, origin, host and right, each limit that was reached, each ban and each drain. The file is appended to, and created readable by its owner only (rotate it with copytruncate). It contains no secrets and no messages."`
+	Audit  string     `envconfig:"AUDIT_LOG" default:"stdout" max:"4096" switch:"stdout,off" example:"/var/log/switchyard/audit.jsonl" doc:"The audit log: stdout, stderr, off, or a file. It has a line of JSON for each refused token, key, origin, host and right, each limit that was reached, each ban and each drain. The file is appended to, and created readable by its owner only (rotate it with copytruncate). It contains no secrets and no messages."`
 	Format string     `envconfig:"LOG_FORMAT" default:"json" oneof:"json,text" example:"json" doc:"json or text."`
 }
 
@@ -126,4 +128,9 @@ type Limits struct {
 	UserPublish   int `envconfig:"RATE_USER_PUBLISH" default:"500" min:"0" max:"1000000" example:"100" doc:"Publishes and signals of one user in a second, across all of its connections; twice as many at once."`
 	UserBytes     int `envconfig:"RATE_USER_BYTES" default:"4194304" min:"0" max:"1000000000" example:"1048576" doc:"Bytes of publishes and signals of one user in a second, across all of its connections; twice as many at once."`
 	API           int `envconfig:"RATE_API" default:"2000" min:"0" max:"1000000" example:"500" doc:"Server calls of one API key on this node in a second, twice as many at once; further ones are answered 429."`
+}
+
+// Settings has the setting about settings.
+type Settings struct {
+	Strict bool `envconfig:"STRICT_SETTINGS" default:"false" example:"true" doc:"Refuses to start, and to migrate, with a variable in the environment that is likely a mistake: a name that resembles a setting's, or a secret in quotes. Otherwise each is a warning in the log."`
 }

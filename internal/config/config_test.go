@@ -34,6 +34,23 @@ func clearSettings(t *testing.T) {
 	}
 }
 
+// read reads one setting, and no other, from a variable. The variable may be the one
+// with the path of the setting's file.
+func read(t *testing.T, variable, value string) (any, error) {
+	t.Helper()
+	t.Setenv(variable, value)
+	defer func() { _ = os.Unsetenv(variable) }() // t.Setenv restores it later
+	var cfg Config
+	for s := range settings(&cfg) {
+		if s.name() == variable || s.isSecret() && s.name()+fileSuffix == variable {
+			err := s.read()
+			return s.value.Interface(), err
+		}
+	}
+	t.Fatalf("%s is no setting", variable)
+	return nil, nil
+}
+
 func TestTheDefaultsAreValid(t *testing.T) {
 	clearSettings(t)
 	cfg, err := Load()
@@ -113,10 +130,11 @@ var mistakes = []struct{ name, value, wantErr string }{
 	{"AUTH_ISSUER", "two words", "without spaces"},
 	{"AUTH_ISSUER", strings.Repeat("x", 513), "from 0 to 512 bytes"},
 	{"AUTH_AUDIENCE", ",", "the list has no name"},
+	{"AUTH_AUDIENCE", "chat,*", "* is no name"},
 	{"AUTH_AUDIENCE", "a," + strings.Repeat("x", 513), "at most 512"},
 	{"AUTH_LEEWAY", "121s", "from 0s to 2m"},
 	{"AUTH_LEEWAY", "-1s", "from 0s to 2m"},
-	{"AUTH_ANONYMOUS", "true", "auto, on, off or pattern:rights"},
+	{"AUTH_ANONYMOUS", "everybody", "auto, on, off or pattern:rights"},
 	{"AUTH_TIMEOUT", "999ms", "from 1s to 1m"},
 	{"AUTH_QUERY_TOKEN", "maybe", "true or false"},
 	{"ADMIN_ADDR", "nowhere", "host:port"},
@@ -128,7 +146,7 @@ var mistakes = []struct{ name, value, wantErr string }{
 	{"ALLOWED_ORIGINS", "https://a.example/path", "without a path"},
 	{"ALLOWED_ORIGINS", "ftp://a.example", "pages do not have this scheme"},
 	{"ALLOWED_ORIGINS", "wss://a.example", "pages do not have this scheme"},
-	{"ALLOWED_ORIGINS", "*", "scheme://host"},
+	{"ALLOWED_ORIGINS", "*:3000", "scheme://host"},
 	{"ALLOWED_ORIGINS", "https://*", "two labels"},
 	{"ALLOWED_ORIGINS", "https://*.com", "two labels"},
 	{"ALLOWED_ORIGINS", "https://*.com:8443", "two labels"},
@@ -146,7 +164,7 @@ var mistakes = []struct{ name, value, wantErr string }{
 	{"ALLOWED_ORIGINS", "https://[::1", "scheme://host"},
 	{"ALLOWED_HOSTS", "https://a.example", "a name without"},
 	{"ALLOWED_HOSTS", "a.example:8000", "a name without"},
-	{"ALLOWED_HOSTS", "*", "two labels"},
+	{"ALLOWED_HOSTS", "*.", "dot at its end"},
 	{"ALLOWED_HOSTS", "*.com", "two labels"},
 	{"ALLOWED_HOSTS", "a.example.", "dot at its end"},
 	{"ALLOWED_HOSTS", "bücher.example", "xn--"},
@@ -156,10 +174,13 @@ var mistakes = []struct{ name, value, wantErr string }{
 	{"TRUSTED_PROXIES", "::ffff:10.0.0.0/104", "as IPv4"},
 	{"TRUSTED_PROXIES", "0.0.0.0/0", "everyone"},
 	{"TRUSTED_PROXIES", "::/0", "everyone"},
+	{"TRUSTED_PROXIES", "*", "everyone"},
 	{"API_KEYS", "short", "at least 16"},
 	{"API_KEYS", "a:0123456789abcdef,a:0123456789abcdeg", "two keys are named a"},
 	{"API_KEYS", "a:0123456789abcdef,b:0123456789abcdef", "a and b are the same key"},
 	{"API_KEYS", "a b:0123456789abcdef", "name of key 1"},
+	{"API_KEYS", "shop=0123456789abcdef", "key 1 has a = in it; write name:key"},
+	{"API_KEYS", "shop:0123456789abcdef till:fedcba9876543210", "key 1 has white space"},
 	{"MAX_FRAME", "1023", "from 1024 to 1048576"},
 	{"MAX_FRAME", "1048577", "from 1024 to 1048576"},
 	{"MAX_FRAME", "64k", "whole number"},
@@ -211,6 +232,7 @@ var mistakes = []struct{ name, value, wantErr string }{
 	{"RATE_USER_PUBLISH", "-1", "from 0 to 1000000"},
 	{"RATE_USER_BYTES", "1GB", "whole number"},
 	{"RATE_API", "-1", "from 0 to 1000000"},
+	{"STRICT_SETTINGS", "very", "true or false"},
 	{"DRAIN_TIMEOUT", "9s", "DRAIN_DELAY + DRAIN_WINDOW = 10s"},
 }
 

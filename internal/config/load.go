@@ -1,18 +1,18 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/url"
 	"os"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/kelseyhightower/envconfig"
 )
@@ -34,6 +34,7 @@ func Load() (Config, error) {
 			mistakes = append(mistakes, err)
 		}
 	}
+	mistakes = append(mistakes, damagedNames()...)
 	if len(mistakes) == 0 {
 		mistakes = append(mistakes, cfg.conflicts()...)
 	}
@@ -89,51 +90,67 @@ func (s setting) name() string { return s.tag("envconfig") }
 // isSecret reports whether the value must not be printed.
 func (s setting) isSecret() bool { return s.tag("secret") == "true" }
 
-// read sets the field from the environment and checks it. envconfig stops at the
-// first mistake in a struct, so each setting is read as a struct of its own.
+// read sets the field from the environment and checks it.
 func (s setting) read() error {
-	if file := os.Getenv(s.name() + fileSuffix); file != "" && s.isSecret() {
-		return s.readFile(file)
+	text, source, err := s.text()
+	if err != nil {
+		return err
 	}
-	field := s.field
-	if os.Getenv(s.name()) == "" {
-		// A variable that is set to nothing, as compose files do, counts as not set.
-		// No variable can have the name that envconfig gets here, so it uses the
-		// default.
-		field.Tag = reflect.StructTag(strings.Replace(string(field.Tag), s.name(), s.name()+"=", 1))
+	text, _, reason := clean(s.name(), text)
+	if reason != "" {
+		return s.invalid(source, reason)
 	}
-	one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
-	if err := envconfig.Process("", one.Interface()); err != nil {
-		return s.invalid(parseReason(err))
+	if err := s.decode(s.switched(text)); err != nil {
+		return s.invalid(source, parseReason(err))
 	}
-	s.value.Set(one.Elem().Field(0))
-	return s.check()
+	if reason := s.check(); reason != "" {
+		return s.invalid(source, reason)
+	}
+	return nil
 }
 
-// readFile reads a secret from the file that NAME_FILE names.
-func (s setting) readFile(path string) error {
-	name := s.name() + fileSuffix
-	if os.Getenv(s.name()) != "" {
-		return fmt.Errorf("%s and %s are both set; unset one", s.name(), name)
+// text returns the text of the setting as it was written, and the name of the
+// variable that has it, or that has the path of its file.
+func (s setting) text() (text, source string, err error) {
+	text, source = os.Getenv(s.name()), s.name()
+	fileSource := s.name() + fileSuffix
+	path, _, reason := clean(fileSource, os.Getenv(fileSource))
+	switch {
+	case !s.isSecret(), path == "" && reason == "":
+		return text, source, nil
+	case reason != "":
+		return "", "", fmt.Errorf("%s: %s", fileSource, reason)
+	case text != "":
+		return "", "", fmt.Errorf("%s and %s are both set; unset one", source, fileSource)
 	}
 	content, err := readBounded(path)
-	if err != nil {
-		return fmt.Errorf("%s: the file can't be used: %w", name, err)
-	}
-	text := strings.TrimRight(string(content), "\r\n")
-	if text == "" {
+	switch text = trim(string(content)); {
+	case err != nil:
+		return "", "", fmt.Errorf("%s: the file can't be used: %w", fileSource, err)
+	case text == "":
 		// The file was never filled in. Without the secret the service would start
 		// with other access rules or another database than intended.
-		return fmt.Errorf("%s: the file is empty: %s", name, path)
+		return "", "", fmt.Errorf("%s: the file is empty: %s", fileSource, path)
+	case !utf8.ValidString(text), strings.Contains(text, "\x00"):
+		return "", "", fmt.Errorf("%s: the file can't be used: it is not text in UTF-8: %s", fileSource, path)
 	}
-	if d, ok := s.value.Addr().Interface().(envconfig.Decoder); ok {
-		if err := d.Decode(text); err != nil {
-			return s.invalid(err.Error())
-		}
-		return nil
+	return text, fileSource, nil
+}
+
+// decode sets the field to a text, or to its default if that is empty: a variable
+// that is set to nothing, as compose files do, counts as not set. envconfig stops at
+// the first mistake in a struct, so each setting is decoded as a struct of its own.
+func (s setting) decode(text string) error {
+	field := s.field
+	// No variable can have the name that envconfig gets here, so it takes the text
+	// as the default.
+	field.Tag = reflect.StructTag(fmt.Sprintf("envconfig:%q default:%q", s.name()+"=", cmp.Or(text, s.tag("default"))))
+	one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
+	if err := envconfig.Process("", one.Interface()); err != nil {
+		return err //nolint:wrapcheck // parseReason reads it
 	}
-	s.value.SetString(text)
-	return s.check()
+	s.value.Set(one.Elem().Field(0))
+	return nil
 }
 
 // readBounded reads a file or a pipe, at most maxSecretFile bytes of it.
@@ -150,38 +167,36 @@ func readBounded(path string) ([]byte, error) {
 	return content, err
 }
 
-// check checks the value against its tags.
-func (s setting) check() error {
-	if err := s.checkBounds(); err != nil {
-		return err
+// check returns what is wrong with the value by the setting's tags.
+func (s setting) check() string {
+	if reason := s.checkBounds(); reason != "" {
+		return reason
+	}
+	if s.value.Kind() == reflect.String && strings.ContainsFunc(s.value.String(), unicode.IsControl) {
+		return "has a line break or another control character"
 	}
 	if allowed := s.tag("oneof"); allowed != "" && !slices.Contains(strings.Split(allowed, ","), s.value.String()) {
-		return s.invalid("must be one of " + strings.Trim(strings.ReplaceAll(allowed, ",", ", "), ", "))
+		return "must be one of " + strings.Trim(strings.ReplaceAll(allowed, ",", ", "), ", ")
 	}
 	if check := checks[s.tag("check")]; check != nil {
-		if reason := check(s.value.String()); reason != "" {
-			return s.invalid(reason)
-		}
+		return check(s.value.String())
 	}
-	return nil
+	return ""
 }
 
-func (s setting) checkBounds() error {
+func (s setting) checkBounds() string {
 	low, high := s.tag("min"), s.tag("max")
 	if low == "" && high == "" {
-		return nil
+		return ""
 	}
 	n, unit := s.measure(), ""
 	if s.value.Kind() == reflect.String {
 		unit = " bytes"
 	}
 	if low != "" && n < s.bound(low) || high != "" && n > s.bound(high) {
-		if low == "" {
-			low = "0"
-		}
-		return s.invalid(fmt.Sprintf("must be from %s to %s%s", low, high, unit))
+		return fmt.Sprintf("must be from %s to %s%s", cmp.Or(low, "0"), high, unit)
 	}
-	return nil
+	return ""
 }
 
 // measure returns the number that bounds apply to: the value, or the length of
@@ -209,14 +224,14 @@ func (s setting) bound(text string) int64 {
 	return n
 }
 
-// invalid returns an error with the reason, the value unless it is a secret, and
-// an example.
-func (s setting) invalid(reason string) error {
-	value := fmt.Sprintf("%.80q", os.Getenv(s.name()))
-	switch {
-	case s.isSecret() && os.Getenv(s.name()) == "": // read from its file
-		return fmt.Errorf("%s: %s; the file holds, for example, %s", s.name()+fileSuffix, reason, s.tag("example"))
-	case s.isSecret():
+// invalid returns an error with the reason, the value as it was written unless that
+// may be a secret, and an example.
+func (s setting) invalid(source, reason string) error {
+	if source != s.name() { // read from its file
+		return fmt.Errorf("%s: %s; the file holds, for example, %s", source, reason, s.tag("example"))
+	}
+	value := shown(os.Getenv(s.name()))
+	if s.isSecret() {
 		value = redacted
 	}
 	return fmt.Errorf("%s=%s: %s; for example %s=%s", s.name(), value, reason, s.name(), s.tag("example"))
@@ -233,7 +248,7 @@ func parseReason(err error) string {
 	case "int":
 		return "must be a whole number"
 	case "bool":
-		return "must be true or false"
+		return "must be true or false; on and off, yes and no, 1 and 0 mean the same"
 	case "time.Duration":
 		return "must be a duration with its unit, such as 500ms, 20s or 10m"
 	case "slog.Level":
@@ -241,60 +256,3 @@ func parseReason(err error) string {
 	}
 	return parse.Err.Error()
 }
-
-// checks are the rules that the tag check names. They return what is wrong, or
-// nothing.
-var checks = map[string]func(string) string{
-	"address": func(s string) string {
-		if _, _, err := net.SplitHostPort(s); err != nil {
-			return "must be host:port, or :port for all addresses"
-		}
-		return ""
-	},
-	"printable": func(s string) string {
-		if strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			return "must be letters, digits and signs of ASCII, without spaces"
-		}
-		return ""
-	},
-	"database": func(s string) string {
-		if path, ok := strings.CutPrefix(s, "sqlite:"); ok {
-			switch path {
-			case "":
-				return "names no file"
-			case ":memory:":
-				return "names no file: messages must be on disk before they are acked"
-			}
-			return ""
-		}
-		u, err := url.Parse(s)
-		if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
-			return "must be postgres://user:password@host:port/name or sqlite:path"
-		}
-		return ""
-	},
-	// These two find gross mistakes; internal/auth parses the values and reports the
-	// rest.
-	"jwks": func(s string) string {
-		if s == "" || strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "http://") {
-			return ""
-		}
-		return "must be https://host/path"
-	},
-	"anonymous": func(s string) string {
-		if s == "auto" || s == "on" || s == "off" || strings.Contains(s, ":") {
-			return ""
-		}
-		return "must be auto, on, off or pattern:rights, separated by commas"
-	},
-	// internal/broker parses the rest of the URL and reports its mistakes.
-	"redis": func(s string) string {
-		if s == "" || redisURL.MatchString(s) {
-			return ""
-		}
-		return "must be redis://host:port/number, redis+sentinel://host:port,host:port/master or redis+cluster://host:port,host:port; rediss for TLS"
-	},
-}
-
-// redisURL requires a host, and for sentinels also a master's name.
-var redisURL = regexp.MustCompile(`^rediss?(://([^/?#]*@)?[^/?#@]+|\+cluster://([^/?#]*@)?[^/?#@]+|\+sentinel://([^/?#]*@)?[^/?#@]+/[^/?#]+)([/?]|$)`)

@@ -1,14 +1,19 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
 
-// Origins are origins of pages: null, or scheme://host[:port] whose first label may
+// anyOne in a list stands for every origin but null, or for every host.
+const anyOne = "*"
+
+// Origins are origins of pages: *, null, or scheme://host[:port] whose first label may
 // be a star.
 type Origins []string
 
@@ -35,53 +40,56 @@ func (o *Origins) Decode(value string) error {
 
 // checkOrigin returns what is wrong with an origin.
 func checkOrigin(item string) error {
-	if item == "null" {
+	if item == "null" || item == anyOne {
 		return nil
 	}
 	parts := originPattern.FindStringSubmatch(item)
 	if parts == nil {
-		return fmt.Errorf("%q is no origin: scheme://host[:port], without a path", item)
+		return fmt.Errorf("%s is no origin: scheme://host[:port], without a path", shown(item))
 	}
 	if nonPageSchemes[strings.ToLower(parts[1])] {
-		return fmt.Errorf("%q: pages do not have this scheme; write http or https", item)
+		return fmt.Errorf("%s: pages do not have this scheme; write http or https", shown(item))
 	}
 	if port, err := strconv.ParseUint(parts[3], 10, 16); parts[3] != "" && (err != nil || port == 0 || parts[3][0] == '0') {
-		return fmt.Errorf("%q: the port must be from 1 to 65535", item)
+		return fmt.Errorf("%s: the port must be from 1 to 65535", shown(item))
 	}
 	if address, ok := strings.CutPrefix(parts[2], "["); ok {
 		if _, err := netip.ParseAddr(strings.TrimSuffix(address, "]")); err != nil {
-			return fmt.Errorf("%q is no origin: scheme://host[:port], without a path", item)
+			return fmt.Errorf("%s is no origin: scheme://host[:port], without a path", shown(item))
 		}
 		return nil
 	}
 	if reason := checkHostPattern(strings.TrimSuffix(parts[2], ".")); reason != "" {
-		return fmt.Errorf("%q is no origin: scheme://host[:port], where the host %s", item, reason)
+		return fmt.Errorf("%s is no origin: scheme://host[:port], where the host %s", shown(item), reason)
 	}
 	return nil
 }
 
 // Hosts are names, whose first label may be a star, and addresses that the service
-// answers to.
+// answers to; * is any of them.
 type Hosts []string
 
 // Decode implements envconfig.Decoder.
 func (h *Hosts) Decode(value string) error {
 	var hosts Hosts
 	for _, item := range split(value) {
-		if _, err := netip.ParseAddr(item); err == nil {
+		if _, err := netip.ParseAddr(item); err == nil || item == anyOne {
 			hosts = append(hosts, item)
 			continue
 		}
 		if strings.ContainsAny(item, ":/") {
-			return fmt.Errorf("%q must be a name without scheme and port", item)
+			return fmt.Errorf("%s must be a name without scheme and port", shown(item))
 		}
 		if strings.HasSuffix(item, ".") {
-			return fmt.Errorf("%q must have no dot at its end", item)
+			return fmt.Errorf("%s must have no dot at its end", shown(item))
 		}
 		if reason := checkHostPattern(item); reason != "" {
-			return fmt.Errorf("%q %s", item, reason)
+			return fmt.Errorf("%s %s", shown(item), reason)
 		}
 		hosts = append(hosts, item)
+	}
+	if slices.Contains(hosts, anyOne) {
+		hosts = nil // as an empty list
 	}
 	*h = hosts
 	return nil
@@ -124,14 +132,16 @@ func (n *Networks) Decode(value string) error {
 			p, err = netip.PrefixFrom(a, a.BitLen()), nil
 		}
 		switch {
+		case item == anyOne:
+			return errors.New("* would trust everyone")
 		case err != nil || p.Addr().Zone() != "":
-			return fmt.Errorf("%q is no network: write it as 10.0.0.0/8, fd00::/8 or an address", item)
+			return fmt.Errorf("%s is no network: write it as 10.0.0.0/8, fd00::/8 or an address", shown(item))
 		case p.Addr().Is4In6():
-			return fmt.Errorf("%q must be written as IPv4", item)
+			return fmt.Errorf("%s must be written as IPv4", shown(item))
 		case p.Bits() == 0:
-			return fmt.Errorf("%q would trust everyone", item)
+			return fmt.Errorf("%s would trust everyone", shown(item))
 		case p != p.Masked():
-			return fmt.Errorf("%q has bits outside its mask; the network is %s", item, p.Masked())
+			return fmt.Errorf("%s has bits outside its mask; the network is %s", shown(item), p.Masked())
 		}
 		networks = append(networks, p)
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -43,12 +45,35 @@ func (s Secret) MarshalJSON() ([]byte, error) {
 	return b, nil
 }
 
+// documentedSecrets are the examples of this documentation and of jwt.io, where many
+// try their first token: the whole world knows them.
+var documentedSecrets = []string{
+	exampleKey, exampleJWTSecret,
+	"a-string-secret-at-least-256-bits-long",
+	"your-256-bit-secret", "your-384-bit-secret", "your-512-bit-secret",
+}
+
+// The examples of API_KEYS and AUTH_JWT_SECRET.
+const (
+	exampleKey       = "a-long-random-secret"
+	exampleJWTSecret = "qZ2v6m0Qx8b1H5yTgqJm9o3WcKdVfR7s"
+)
+
+// isDocumented reports whether everybody knows a secret.
+func isDocumented(secret string) bool {
+	return slices.ContainsFunc(documentedSecrets, func(d string) bool { return strings.EqualFold(d, secret) })
+}
+
 // Keys are API keys by name.
 type Keys map[string]Secret
 
 // minKeyBytes is the shortest length of a key, in bytes. Shorter ones could be
 // guessed.
 const minKeyBytes = 16
+
+// nameEqualsKey matches a key with its name in front in the notation of a shell. An =
+// at the end of a key belongs to base64.
+var nameEqualsKey = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}=+[^=]`)
 
 // Decode implements envconfig.Decoder.
 func (k *Keys) Decode(value string) error {
@@ -59,6 +84,12 @@ func (k *Keys) Decode(value string) error {
 			name, key = fmt.Sprintf("key%d", i+1), item
 		}
 		switch {
+		case !named && nameEqualsKey.MatchString(item):
+			return fmt.Errorf("key %d has a = in it; write name:key, or the key behind a name and a colon if the = belongs to it", i+1)
+		case strings.ContainsFunc(key, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }):
+			return fmt.Errorf("key %d has white space or a control character in it; separate keys by commas", i+1)
+		case isDocumented(key):
+			return fmt.Errorf("key %d is in the documentation, so everybody knows it; make one with openssl rand -hex 24", i+1)
 		case len(key) < minKeyBytes:
 			return fmt.Errorf("key %d has %d bytes; it must have at least %d", i+1, len(key), minKeyBytes)
 		case !isName(name):
@@ -107,6 +138,8 @@ func (s *Secrets) Decode(value string) error {
 		switch {
 		case len(item) < minSecretBytes:
 			return fmt.Errorf("secret %d has %d bytes; it must have at least %d: make one with openssl rand -base64 48", i+1, len(item), minSecretBytes)
+		case isDocumented(item):
+			return fmt.Errorf("secret %d is in the documentation, so everybody knows it; make one with openssl rand -base64 48", i+1)
 		case strings.ContainsFunc(item, unicode.IsControl):
 			return fmt.Errorf("secret %d has a line break or another control character; separate secrets by commas", i+1)
 		case seen[item] != 0:
@@ -141,8 +174,11 @@ func (n *Names) Decode(value string) error {
 		return errors.New("the list has no name")
 	}
 	for _, name := range names {
-		if len(name) > 512 {
+		switch {
+		case len(name) > 512:
 			return fmt.Errorf("a name has %d bytes; it must have at most 512", len(name))
+		case name == "*":
+			return errors.New("* is no name; leave the setting empty to accept any")
 		}
 	}
 	*n = names

@@ -112,11 +112,15 @@ func (o origin) String() string { return o.scheme + "://" + o.authority.String()
 // frame, a file, some redirects. Anybody can make such a page.
 const nullOrigin = "null"
 
+// anyOrigin in the list stands for every origin but null.
+const anyOrigin = "*"
+
 // Origins are the pages that may connect, beside those of the service's own origin.
 type Origins struct {
 	exact    map[string]bool
 	patterns []originPattern
 	null     bool
+	any      bool // every origin but null
 }
 
 // An originPattern matches one label in place of its star, as a certificate does:
@@ -134,6 +138,8 @@ func NewOrigins(list []string) Origins {
 		switch {
 		case item == nullOrigin:
 			all.null = true
+		case item == anyOrigin:
+			all.any = true
 		case ok && isPattern:
 			all.patterns = append(all.patterns, originPattern{o.scheme + "://", strings.TrimPrefix(o.authority.String(), "x")})
 		default:
@@ -228,7 +234,7 @@ func shown(s string) string {
 
 func (o *Origins) listed(page origin) bool {
 	text := page.String()
-	if o.exact[text] {
+	if o.any || o.exact[text] {
 		return true
 	}
 	for _, p := range o.patterns {

@@ -42,6 +42,25 @@ func isAllowed(t *testing.T, p Proxies, o *Origins, lines ...string) bool {
 	return o.Allow(r, &from)
 }
 
+// A star alone is every origin, but not null, and nothing that is no origin.
+func TestAStarIsEveryOriginButNull(t *testing.T) {
+	star, both := NewOrigins([]string{"https://app.example", "*"}), NewOrigins([]string{"*", "null"})
+	for origin, want := range map[string]bool{
+		"https://anywhere.example": accepted, "http://192.0.2.1:3000": accepted, "capacitor://localhost": accepted, "chrome-extension://abcdef": accepted,
+		"null": refused, "": refused, "https://a.example/path": refused, "https://u@a.example": refused, "*": refused, "anywhere.example": refused,
+	} {
+		if got := isAllowed(t, nil, &star, "Origin: "+origin); got != want {
+			t.Errorf("%q: %t, want %t", origin, got, want)
+		}
+	}
+	if isAllowed(t, nil, &star, "Origin: https://a.example", "Origin: https://b.example") {
+		t.Error("two origins are accepted")
+	}
+	if !isAllowed(t, nil, &both, "Origin: null") {
+		t.Error("null is refused although it is listed")
+	}
+}
+
 func TestOrigins(t *testing.T) {
 	origins := NewOrigins([]string{
 		"https://app.example", "https://*.pages.example", "https://*.odd.example:8443", "HTTP://Mixed.Example:80",

@@ -11,7 +11,7 @@ import (
 )
 
 // apiKey is the server calls' key in tests that need just one.
-const apiKey = "a-long-random-secret"
+const apiKey = "a-key-of-the-tests-only"
 
 // run runs the service's program to its end, and returns its exit code and what
 // it printed.

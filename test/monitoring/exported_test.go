@@ -59,7 +59,7 @@ func allExported(t *testing.T) exported {
 	defer issuer.Close()
 	s := testkit.StartServer(t, map[string]string{
 		"DATABASE_URL": testkit.Postgres(t).URL(), "REDIS_URL": testkit.Redis(t).URL(),
-		"COLOR": "blue", "DEPLOYMENT": "blue-1", "API_KEYS": "shop:a-long-random-secret",
+		"COLOR": "blue", "DEPLOYMENT": "blue-1", "API_KEYS": "shop:a-key-of-the-tests-only",
 		"AUTH_JWKS_URL": issuer.URL, "AUTH_ANONYMOUS": "*:rw",
 	})
 	exerciseServer(t, s)

@@ -12,7 +12,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-const apiKey = "a-long-random-secret"
+const apiKey = "a-key-of-the-tests-only"
 
 // A serverPair is a server of an earlier release and one of this release, on one PostgreSQL and
 // one Redis. The schema is newer than either server knows.

@@ -169,7 +169,8 @@ func receiptOf(p *message.Publication) receipt {
 	return receipt{p.Room, p.Epoch, p.Seq, p.ID, p.Duplicate}
 }
 
-// publish stores one message: POST /v1/rooms/{room}/messages {data, id?}.
+// publish stores one message: POST /v1/rooms/{room}/messages {data, id?}. The header
+// Idempotency-Key may have the id instead.
 func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 	room, err := roomOf(r)
 	if err != nil {
@@ -181,6 +182,9 @@ func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
 	}
 	d, err := protocol.DecodeDraft(b)
 	if err != nil {
+		return err
+	}
+	if d.ID, err = publishID(r, d.ID); err != nil {
 		return err
 	}
 	d.Room, d.From = room, publisher(r)
@@ -208,6 +212,11 @@ func (a *api) publishBatch(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	for i := range drafts {
+		// The header can't stand for the ids of several messages. To ignore it would
+		// store those without an id again when the call is repeated.
+		if drafts[i].ID == "" && len(r.Header.Values(idempotencyKey)) > 0 {
+			return &message.InvalidError{Field: idempotencyKey, Reason: "can't be used with a batch; give each message its id"}
+		}
 		drafts[i].From = publisher(r)
 	}
 	stored, err := a.hub.PublishBatch(r.Context(), drafts)

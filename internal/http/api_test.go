@@ -3,6 +3,7 @@ package http
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -28,6 +29,73 @@ func TestABackendPublishesAndBrowsersSeeIt(t *testing.T) {
 	res, _ = n.call("POST", "/v1/rooms/orders%3A7/messages", testKey+"2", `{"data":2,"id":"k1"}`)
 	if res.StatusCode != http.StatusCreated {
 		t.Errorf("another key, same id: %d", res.StatusCode)
+	}
+}
+
+// A backend whose HTTP client sends Idempotency-Key repeats a publish, and it is
+// stored once. The header has the bounds of an id, and never contradicts the body.
+func TestTheHeaderIdempotencyKeyIsTheID(t *testing.T) {
+	n := startNode(t, nil)
+	for _, tt := range []struct {
+		path, body string
+		keys       []string
+		status     int
+		says       string
+	}{
+		{"/v1/rooms/a/messages", `{"data":1}`, []string{"c5ff-1"}, 201, `"id":"c5ff-1"`},
+		{"/v1/rooms/a/messages", `{"data":1}`, []string{"c5ff-1"}, 200, `"duplicate":true`},
+		{"/v1/rooms/a/messages", `{"data":1}`, []string{`"c5ff-1"`}, 200, `"duplicate":true`},
+		{"/v1/rooms/a/messages", `{"data":1,"id":"c5ff-1"}`, []string{"c5ff-1"}, 200, `"duplicate":true`},
+		{"/v1/rooms/a/messages", `{"data":1,"id":null}`, []string{"c5ff-1"}, 200, `"duplicate":true`},
+		{"/v1/rooms/a/messages", `{"data":1,"id":"c5ff-1"}`, nil, 200, `"duplicate":true`},
+		{"/v1/rooms/a/messages", `{"data":2}`, []string{"c5ff-1"}, 409, "other data"},
+		{"/v1/rooms/a/messages", `{"data":1,"id":"c5ff-2"}`, []string{"c5ff-1"}, 400, "Idempotency-Key must be equal to the id of the body"},
+		{"/v1/rooms/a/messages", `{"data":1}`, []string{"c5ff-1", "c5ff-1"}, 400, "Idempotency-Key can't be given twice"},
+		{"/v1/rooms/a/messages", `{"data":1}`, []string{""}, 400, "Idempotency-Key must be 1 to 64 of"},
+		{"/v1/rooms/a/messages", `{"data":1}`, []string{`""`}, 400, "Idempotency-Key must be 1 to 64 of"},
+		{"/v1/rooms/a/messages", `{"data":1}`, []string{strings.Repeat("x", 65)}, 400, "Idempotency-Key must be 1 to 64 of"},
+		{"/v1/rooms/a/messages", `{"data":1}`, []string{`"` + strings.Repeat("x", 64) + `"`}, 201, strings.Repeat("x", 64)},
+		{"/v1/rooms/a/messages", `{"data":1}`, []string{"two words"}, 400, "Idempotency-Key must be 1 to 64 of"},
+		{"/v1/messages", `[{"room":"a","data":1,"id":"c5ff-3"},{"room":"a","data":2}]`, []string{"c5ff-4"}, 400, "Idempotency-Key can't be used with a batch"},
+		{"/v1/messages", `[{"room":"a","data":1,"id":"c5ff-3"},{"room":"a","data":2,"id":"c5ff-4"}]`, []string{"c5ff-5"}, 201, `"id":"c5ff-4"`},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+n.addr+tt.path, strings.NewReader(tt.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+testKey)
+		req.Header["Idempotency-Key"] = tt.keys
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := io.ReadAll(res.Body)
+		_ = res.Body.Close() // it was read
+		if err != nil || res.StatusCode != tt.status || !strings.Contains(string(answer), tt.says) {
+			t.Errorf("%s with the header %q: %d %s, %v; want %d and %q", tt.body, tt.keys, res.StatusCode, answer, err, tt.status, tt.says)
+		}
+	}
+}
+
+// Data is compared byte for byte: the same value, written in another way, is other
+// data. White space around it belongs to the body.
+func TestARepeatedPublishIsComparedByteForByte(t *testing.T) {
+	n := startNode(t, nil)
+	for _, tt := range []struct {
+		body   string
+		status int
+	}{
+		{`{"data":{"a":1,"b":"é"},"id":"k"}`, 201},
+		{`{"data":{"a":1,"b":"é"},"id":"k"}`, 200},
+		{` { "id" : "k" , "data" : {"a":1,"b":"é"} } `, 200},
+		{`{"data":{"b":"é","a":1},"id":"k"}`, 409},
+		{`{"data":{"a": 1,"b":"é"},"id":"k"}`, 409},
+		{`{"data":{"a":1.0,"b":"é"},"id":"k"}`, 409},
+		{`{"data":{"a":1,"b":"\u00e9"},"id":"k"}`, 409},
+	} {
+		if res, answer := n.call("POST", "/v1/rooms/a/messages", testKey, tt.body); res.StatusCode != tt.status {
+			t.Errorf("%s: %d %s, want %d", tt.body, res.StatusCode, answer, tt.status)
+		}
 	}
 }
 

@@ -102,6 +102,35 @@ func roomOf(r *http.Request) (message.Room, error) {
 	return room, nil
 }
 
+// idempotencyKey is the header that many HTTP APIs, and libraries for their clients,
+// use for what is an id here.
+const idempotencyKey = "Idempotency-Key"
+
+// publishID returns the id of a publish: that of the body, or that of the header. If
+// both are given they must be equal. The header's value may be in double quotes, as
+// draft-ietf-httpapi-idempotency-key-header has it.
+func publishID(r *http.Request, inBody string) (string, error) {
+	lines := r.Header.Values(idempotencyKey)
+	if len(lines) == 0 {
+		return inBody, nil
+	}
+	id := lines[0]
+	if n := len(id); n >= 2 && id[0] == '"' && id[n-1] == '"' {
+		id = id[1 : n-1]
+	}
+	err := message.CheckID(id)
+	var invalid *message.InvalidError
+	switch {
+	case len(lines) > 1:
+		return "", &message.InvalidError{Field: idempotencyKey, Reason: "can't be given twice"}
+	case errors.As(err, &invalid):
+		return "", &message.InvalidError{Field: idempotencyKey, Reason: invalid.Reason}
+	case inBody != "" && inBody != id:
+		return "", &message.InvalidError{Field: idempotencyKey, Reason: "must be equal to the id of the body"}
+	}
+	return id, nil
+}
+
 // queryOne returns an optional query parameter. It refuses a malformed query and a
 // repeated name: ignoring them would answer a different question.
 func queryOne(r *http.Request, name string) (value string, given bool, err error) {

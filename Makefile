@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz mutants faults storms moves proxies backup-million e2e e2e-deploy image build docs figures
+.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz mutants faults storms moves proxies cross backup-million e2e e2e-deploy image build docs figures
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ lint: ## hold the code against .golangci.yml
 
 vuln: ## look for known weaknesses that the code can reach; scripts/vuln exits with 3 for one, 4 where nothing can be known
 	@scripts/vuln
+
+PLATFORMS ?= linux/amd64 linux/arm64 linux/arm linux/386 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+cross: ## compile the service and its unit tests for every system, a quarter of an hour the first time; PLATFORMS=windows/amd64
+	@packages=$$($(GO) list -deps ./cmd/server | grep ^switchyard/) && for p in $(PLATFORMS); do echo "== $$p" && \
+	  CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) build -o /dev/null ./cmd/server && \
+	  CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) vet $$packages || exit 1; done
 
 fuzz: ## run every fuzz test for FUZZTIME (10s) each, JOBS (1) at once
 	@scripts/fuzz $(FUZZTIME)

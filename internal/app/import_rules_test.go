@@ -23,6 +23,7 @@ const (
 	redis         = "github.com/redis/go-redis/v9"
 	websocket     = "nhooyr.io/websocket"
 	yamlLib       = "gopkg.in/yaml.v3"
+	windows       = "golang.org/x/sys/windows"
 )
 
 // An importRule lists what the non-test files of a package may import beside the
@@ -44,7 +45,7 @@ var importRules = []importRule{
 	}},
 	{"internal/hub", []string{"internal/message", "internal/protocol", prometheus}},
 	{"internal/store", []string{
-		"internal/message", "migrations", "github.com/jackc/pgx/v5", "modernc.org/sqlite", "github.com/pressly/goose/v3", prometheus,
+		"internal/message", "migrations", "github.com/jackc/pgx/v5", "modernc.org/sqlite", "github.com/pressly/goose/v3", windows, prometheus,
 	}},
 	{"internal/broker", []string{"internal/message", redis, prometheus}},
 	{"internal/sharedstate", []string{"internal/message", redis, prometheus}},
@@ -74,7 +75,7 @@ var importRules = []importRule{
 	{"internal/checks", []string{"internal/backup", "internal/client", "internal/load", "internal/message", "internal/stack"}},
 	{"internal/deploy", []string{"internal/checks", "internal/stack", yamlLib}},
 	{"internal/inspect", []string{"internal/backup", "internal/checks", "internal/stack", "github.com/google/pprof/profile"}},
-	{"internal/testkit", []string{"go.uber.org/goleak"}},
+	{"internal/testkit", []string{"go.uber.org/goleak", windows}},
 	{"internal/testkit/chromium", []string{"internal/testkit", "github.com/chromedp/chromedp", "github.com/chromedp/cdproto"}},
 	{"internal/testkit/fakeservice", []string{"internal/testkit", "internal/message", websocket}},
 	{"internal/testkit/metrictest", []string{prometheus, prometheusLib, expfmt}},

@@ -15,7 +15,7 @@ import (
 func FuzzToken(f *testing.F) {
 	w := openWithAllKeys(f)
 	jwks := openVerifier(f, newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}), jwk(ecKey(), nil)).inMemory())
-	signed, late := map[string]bool{}, jsonObject{"exp": 4000000000}
+	signed, late := map[string]bool{}, jsonObject{"exp": int64(4000000000)}
 	for _, key := range []any{secret, rsaKey(), ecKey(), edKey()} {
 		for _, token := range []string{sign(key, late), signWith(jsonObject{"kid": "r"}, key, late), sign(key, jsonObject{"sub": nil, "exp": late["exp"]}), sign(key, jsonObject{"exp": 0})} {
 			signed[token[:strings.LastIndexByte(token, '.')]] = true

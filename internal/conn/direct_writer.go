@@ -2,13 +2,12 @@ package conn
 
 import (
 	"errors"
-	"net"
 	"syscall"
 )
 
 // A directWriter writes to a socket without ever blocking. Conn.mu guards it.
 type directWriter struct {
-	raw syscall.RawConn // nil: not a TCP connection
+	raw syscall.RawConn // nil: writeLoop does all writes
 
 	// The arguments and results of tryWrite. They are fields so that a write
 	// allocates nothing.
@@ -16,16 +15,6 @@ type directWriter struct {
 	buf     []byte
 	n       int
 	err     error
-}
-
-func (w *directWriter) init(inner net.Conn) {
-	if tcp, ok := inner.(*net.TCPConn); ok {
-		w.raw, _ = tcp.SyscallConn() // an error leaves it nil: then writeLoop does all writes
-	}
-	w.attempt = func(fd uintptr) bool {
-		w.n, w.err = sendNow(fd, w.buf)
-		return true // done: do not wait until the socket is writable
-	}
 }
 
 // possible reports whether the connection is one that tryWrite can write to.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -146,7 +147,7 @@ func TestRoomsAreListedInBoundedPages(t *testing.T) {
 	}{
 		{"", "", 1, "1 from r0000, more true"},
 		{"", "", 0, "1000 from r0000, more true"},
-		{"", "", 1 << 40, "1000 from r0000, more true"},
+		{"", "", math.MaxInt32, "1000 from r0000, more true"},
 		{"", "r0998", 9, "2 from r0999, more false"},
 		{"r100", "", 9, "1 from r1000, more false"},
 		{"_", "", 9, "1 from _canary.1, more false"},

@@ -3,7 +3,6 @@ package protocol
 import (
 	"errors"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -195,16 +194,6 @@ func TestDecodeTakesLinearTime(t *testing.T) {
 			t.Errorf("%s took %v", name, took)
 		}
 	}
-}
-
-// processorTime returns how long this process has run on a processor.
-func processorTime(t *testing.T) time.Duration {
-	t.Helper()
-	var r syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 func TestErrorForHidesInternalErrors(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 )
 
 // pruneLock is the advisory lock of the node that prunes.
-const pruneLock = 0x5377_6974_6369
+const pruneLock int64 = 0x5377_6974_6369
 
 // pruneRows bounds one transaction of prune, which must not lock many rows for
 // long, nor flood the WAL.

@@ -14,7 +14,7 @@ import (
 const (
 	// retentionLock is the advisory lock of a node during a step of the walk or
 	// a trim.
-	retentionLock = 0x5377_6974_636a
+	retentionLock int64 = 0x5377_6974_636a
 	// trimRows bounds one transaction of a trim.
 	trimRows = 1000
 	// trimWait is the default of Config.trimWait. PostgreSQL grants the locks of

@@ -1,12 +1,10 @@
 package store
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 )
 
 // A lockFile lies beside a SQLite database, at the database's path + ".lock".
@@ -48,7 +46,7 @@ func lockSQLite(path string) (*lockFile, error) {
 	if err != nil {
 		return nil, &operatorError{fmt.Sprintf("the folder of DATABASE_URL (sqlite:%s) cannot be written: %v", path, err)}
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := tryLock(f); err != nil {
 		_ = f.Close()
 		return nil, &operatorError{fmt.Sprintf("another process uses the file of DATABASE_URL (sqlite:%s): stop it, "+
 			"or set DATABASE_URL to postgres://… to run several", path)}
@@ -93,15 +91,11 @@ func (f *lockFile) recordCommit(state databaseState) error {
 
 // inode returns the inode of the database file.
 func (f *lockFile) inode() (uint64, error) {
-	info, err := os.Stat(f.path)
+	inode, err := inodeOf(f.path)
 	if err != nil {
 		return 0, fmt.Errorf("find the inode of the database: %w", err)
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, errors.New("the file system has no inodes")
-	}
-	return stat.Ino, nil
+	return inode, nil
 }
 
 func (f *lockFile) close() error { return f.file.Close() }

@@ -56,7 +56,7 @@ func findLeak(opts ...goleak.Option) (err error) {
 
 // TempDir makes a directory that Main removes. It belongs to owner, or to the user
 // of the test if owner is nil.
-func TempDir(name string, owner *syscall.Credential) (string, error) {
+func TempDir(name string, owner *User) (string, error) {
 	root, err := resources.rootDir()
 	if err != nil {
 		return "", err
@@ -66,7 +66,7 @@ func TempDir(name string, owner *syscall.Credential) (string, error) {
 		return "", fmt.Errorf("make a directory for %s: %w", name, err)
 	}
 	if owner != nil {
-		if err := os.Chown(dir, int(owner.Uid), int(owner.Gid)); err != nil {
+		if err := own(dir, owner); err != nil {
 			return "", fmt.Errorf("give the directory of %s to its user: %w", name, err)
 		}
 	}
@@ -200,7 +200,7 @@ func waitLock(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of the builds: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+	if err := lock(f, true); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
 	}
 	return f, nil
@@ -214,7 +214,7 @@ func lockFile(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of the tests: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := lock(f, false); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
 	}
 	return f, nil

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -65,14 +64,14 @@ func StartPostgres(tb testing.TB, conf ...string) *PG {
 // for example as a copy of another one, which is faster than initdb. prepare gets
 // the path, where nothing exists yet, and the user that must own the directory; nil
 // means the current user.
-func StartPreparedPostgres(tb testing.TB, prepare func(data string, user *syscall.Credential) error, conf ...string) *PG {
+func StartPreparedPostgres(tb testing.TB, prepare func(data string, user *User) error, conf ...string) *PG {
 	tb.Helper()
 	server, err := newPostgres(prepare, conf)
 	if err != nil {
 		tb.Fatalf("testkit: %v", err)
 	}
 	tb.Cleanup(func() {
-		server.signalAll(syscall.SIGCONT) // a test may have failed while it was paused
+		server.signalAll(sigCont) // a test may have failed while it was paused
 		if err := server.process.Stop(syscall.SIGQUIT, 10*time.Second); err != nil {
 			tb.Errorf("testkit: %v", err)
 		}
@@ -174,10 +173,10 @@ func (pg *PG) Restart() {
 
 // Pause suspends the server and its backends (SIGSTOP): the kernel still accepts
 // connections, and nothing answers, like a machine that hangs. Resume ends it.
-func (pg *PG) Pause() { pg.tb.Helper(); pg.mustOwn(); pg.server.signalAll(syscall.SIGSTOP) }
+func (pg *PG) Pause() { pg.tb.Helper(); pg.mustOwn(); pg.server.signalAll(sigStop) }
 
 // Resume continues a paused server.
-func (pg *PG) Resume() { pg.tb.Helper(); pg.mustOwn(); pg.server.signalAll(syscall.SIGCONT) }
+func (pg *PG) Resume() { pg.tb.Helper(); pg.mustOwn(); pg.server.signalAll(sigCont) }
 
 // mustOwn fails a test that would stop the shared server.
 func (pg *PG) mustOwn() {
@@ -206,15 +205,15 @@ const postgresTimeout = 60 * time.Second
 type pgServer struct {
 	dir     string // contains the data directory and the socket
 	port    int
-	user    *syscall.Credential // nil: the user of the test
-	process *Process            // the running postmaster or the last one
+	user    *User    // nil: the user of the test
+	process *Process // the running postmaster or the last one
 }
 
 func (s *pgServer) data() string { return filepath.Join(s.dir, "data") }
 
 // newPostgres starts a server on the data directory that prepare makes, with these
 // lines in postgresql.conf.
-func newPostgres(prepare func(string, *syscall.Credential) error, conf []string) (*pgServer, error) {
+func newPostgres(prepare func(string, *User) error, conf []string) (*pgServer, error) {
 	s := &pgServer{port: FreePort()}
 	var err error
 	if os.Getuid() == 0 { // PostgreSQL refuses to run as root
@@ -269,13 +268,13 @@ func (s *pgServer) start() error {
 func (s *pgServer) kill() error {
 	pid := s.process.Pid()
 	// SIGSTOP first, so that it starts no child after the list was made.
-	if err := s.process.Signal(syscall.SIGSTOP); err != nil {
+	if err := s.process.Signal(sigStop); err != nil {
 		return err
 	}
 	children := childrenOf(pid)
 	err := s.process.Stop(syscall.SIGKILL, 10*time.Second)
 	for _, child := range children {
-		_ = syscall.Kill(child, syscall.SIGKILL)
+		_ = kill(child, syscall.SIGKILL)
 	}
 	deadline := time.Now().Add(10 * time.Second)
 	for _, child := range children {
@@ -293,9 +292,9 @@ func (s *pgServer) kill() error {
 // no further child.
 func (s *pgServer) signalAll(sig syscall.Signal) {
 	pid := s.process.Pid()
-	_ = syscall.Kill(pid, sig)
+	_ = kill(pid, sig)
 	for _, child := range childrenOf(pid) {
-		_ = syscall.Kill(child, sig)
+		_ = kill(child, sig)
 	}
 }
 
@@ -315,18 +314,6 @@ func (s *pgServer) psql(database, sql string) (string, error) {
 		return "", fmt.Errorf("psql %q: %w: %s", sql, err, stderr.String())
 	}
 	return strings.TrimSuffix(out.String(), "\n"), nil
-}
-
-// credential returns the credential to run a program as a system user.
-func credential(name string) (*syscall.Credential, error) {
-	u, err := user.Lookup(name)
-	if err != nil {
-		return nil, fmt.Errorf("this test needs the system user %s, which the Debian package postgresql creates: "+
-			"apt-get install -y postgresql (%w)", name, err)
-	}
-	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
-	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
-	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, errors.Join(err1, err2)
 }
 
 // stat returns the state and the parent of a process from /proc.

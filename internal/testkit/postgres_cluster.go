@@ -7,12 +7,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
-	"syscall"
 )
 
 // freshCluster is a data directory as initdb makes it, for copyFreshCluster.
 var freshCluster = sync.OnceValues(func() (string, error) {
-	var owner *syscall.Credential
+	var owner *User
 	var err error
 	if os.Getuid() == 0 {
 		if owner, err = credential("postgres"); err != nil {
@@ -28,7 +27,7 @@ var freshCluster = sync.OnceValues(func() (string, error) {
 })
 
 // copyFreshCluster makes a data directory in a fraction of the time of initdb.
-func copyFreshCluster(data string, _ *syscall.Credential) error {
+func copyFreshCluster(data string, _ *User) error {
 	from, err := freshCluster()
 	if err != nil {
 		return err
@@ -41,7 +40,7 @@ func copyFreshCluster(data string, _ *syscall.Credential) error {
 
 // initdb makes a data directory with a locale other than C, as most production
 // databases have, so that queries that rely on byte order without saying so fail.
-func initdb(data string, user *syscall.Credential) error {
+func initdb(data string, user *User) error {
 	path, err := FindPostgresProgram("initdb")
 	if err != nil {
 		return err

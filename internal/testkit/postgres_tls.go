@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -36,7 +35,7 @@ func StartPostgresTLS(tb testing.TB, requireClientCert bool) *PGTLS {
 // makeFiles writes the certificates and pg_hba.conf where the server may read them,
 // and returns the lines of postgresql.conf that name them.
 func (p *PGTLS) makeFiles(requireClientCert bool) ([]string, error) {
-	var owner *syscall.Credential
+	var owner *User
 	if os.Getuid() == 0 {
 		var err error
 		if owner, err = credential("postgres"); err != nil {
@@ -67,7 +66,7 @@ func (p *PGTLS) makeFiles(requireClientCert bool) ([]string, error) {
 	}
 	if owner != nil { // PostgreSQL requires that it owns its key
 		for _, name := range []string{p.CAFile, p.CertFile, p.KeyFile, hbaFile} {
-			if err := os.Chown(name, int(owner.Uid), int(owner.Gid)); err != nil {
+			if err := own(name, owner); err != nil {
 				return nil, fmt.Errorf("give %s to PostgreSQL: %w", name, err)
 			}
 		}

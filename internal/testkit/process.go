@@ -1,7 +1,8 @@
 // Package testkit starts the real programs that tests need: PostgreSQL, Redis, and
 // the programs of this module, each in a private directory and on free ports. No
 // process outlives the test binary, even if that is killed. The package works on
-// Linux only. It never skips a test: a missing program fails the test with the name
+// Linux; elsewhere it compiles, so that unit tests do, and what a system lacks is an
+// error that names it. It never skips a test: a missing program fails the test with the name
 // of the Debian package to install.
 package testkit
 
@@ -36,7 +37,7 @@ type Program struct {
 	// belongs to User.
 	Dir string
 	// User is the user that the program runs as; nil means the user of the test.
-	User *syscall.Credential
+	User *User
 	// Stdout receives standard output if it is not nil. Otherwise standard output
 	// is captured together with standard error.
 	Stdout io.Writer
@@ -75,9 +76,7 @@ func Start(p Program) (*Process, error) {
 	}
 	// A grandchild may keep the pipe open: bound the wait for it.
 	proc.cmd.WaitDelay = 2 * time.Second
-	proc.cmd.SysProcAttr = &syscall.SysProcAttr{
-		Pdeathsig: syscall.SIGKILL, Setpgid: true, Credential: p.User,
-	}
+	proc.cmd.SysProcAttr = attributes(p.User)
 	if err := resources.start(proc); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
@@ -181,9 +180,6 @@ func (p *Process) Stop(sig os.Signal, grace time.Duration) error {
 	}
 	return fmt.Errorf("%s did not end within %v of %v and was killed", p.name, grace, sig)
 }
-
-// killGroup kills the processes that are left in the process group.
-func (p *Process) killGroup() { _ = syscall.Kill(-p.Pid(), syscall.SIGKILL) }
 
 // alternativeNames are the names that systems other than Debian give to a program.
 // scripts/deps has the same names.

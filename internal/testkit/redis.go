@@ -150,10 +150,10 @@ func (r *RedisServer) Restart() {
 
 // Pause suspends the process (SIGSTOP): its connections stay open, and nothing
 // answers. Resume ends it.
-func (r *RedisServer) Pause() { r.signal(syscall.SIGSTOP) }
+func (r *RedisServer) Pause() { r.signal(sigStop) }
 
 // Resume continues a paused process.
-func (r *RedisServer) Resume() { r.signal(syscall.SIGCONT) }
+func (r *RedisServer) Resume() { r.signal(sigCont) }
 
 func (r *RedisServer) signal(sig syscall.Signal) {
 	r.mustOwn().Helper()

@@ -111,7 +111,7 @@ func startServer(tb testing.TB, program string, env map[string]string) *Server {
 	}
 	s.start()
 	tb.Cleanup(func() {
-		_ = s.process.Signal(syscall.SIGCONT) // a test may have failed while the process was stopped
+		_ = s.process.Signal(sigCont) // a test may have failed while the process was stopped
 		s.Kill()
 		if out := s.Output(); strings.Contains(out, "DATA RACE") {
 			tb.Errorf("the server has a data race:\n%s", out)

@@ -214,7 +214,7 @@ func TestAServerThatCouldNotStartIsStartedAgain(t *testing.T) {
 	t.Parallel()
 	pg := StartPostgres(t)
 	s := StartServer(t, map[string]string{"DATABASE_URL": pg.URL()})
-	s.Signal(syscall.SIGSTOP)
+	s.Signal(sigStop)
 	Eventually(t, "the server to be stopped", func() bool { return s.State() == "T" })
 	s.Kill()
 	if s.State() != "" || !s.Ended() {

@@ -1,0 +1,16 @@
+//go:build unix
+
+package conn
+
+import "net"
+
+// init makes tryWrite possible on a TCP connection.
+func (w *directWriter) init(inner net.Conn) {
+	if tcp, ok := inner.(*net.TCPConn); ok {
+		w.raw, _ = tcp.SyscallConn() // an error leaves it nil
+	}
+	w.attempt = func(fd uintptr) bool {
+		w.n, w.err = sendNow(fd, w.buf)
+		return true // done: do not wait until the socket is writable
+	}
+}

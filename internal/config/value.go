@@ -27,7 +27,7 @@ func clean(name, raw string) (value string, quoted bool, reason string) {
 	if value == "" && raw != "" {
 		return "", quoted, "has only quotes or white space; unset it, or leave nothing behind the ="
 	}
-	return value, quoted, leftover(name, value, quoted)
+	return value, quoted, brokenLine(name, value, quoted)
 }
 
 // trim removes white space, and the marks that editors put at the start of a file.
@@ -54,9 +54,9 @@ var (
 	placeholder = regexp.MustCompile(`\$\{[A-Za-z_][A-Za-z0-9_]*[^{}]*\}|\$\([A-Za-z][^()]*\)|\{\{.*\}\}|^\$[A-Za-z_][A-Za-z0-9_]*$|^%[A-Za-z_][A-Za-z0-9_]*%$|^<[^<>]*>$`)
 )
 
-// leftover returns what in a value belongs to the line of an env file and not to the
+// brokenLine returns what in a value belongs to the line of an env file and not to the
 // value.
-func leftover(name, value string, quoted bool) string {
+func brokenLine(name, value string, quoted bool) string {
 	first, _ := utf8.DecodeRuneInString(value)
 	last, _ := utf8.DecodeLastRuneInString(value)
 	atFirst, atLast := strings.ContainsRune(quotes, first), strings.ContainsRune(quotes, last)

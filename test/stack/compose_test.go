@@ -84,6 +84,11 @@ func TestNodesAreGivenSettingsThatExist(t *testing.T) {
 		if err != nil {
 			t.Fatalf("app_%s does not start: %v", color, err)
 		}
+		for _, warning := range config.Warnings() {
+			if name, _, _ := strings.Cut(warning, " "); env[name] != "" {
+				t.Errorf("app_%s: %s", color, warning)
+			}
+		}
 		if got.HTTP.Color != color || got.Auth.Anonymous != "off" {
 			t.Errorf("app_%s has color %q and AUTH_ANONYMOUS %q", color, got.HTTP.Color, got.Auth.Anonymous)
 		}

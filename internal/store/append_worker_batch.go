@@ -74,9 +74,15 @@ func (w *appendWorker) store(queued []*queuedPublication) {
 	for len(queued) > 0 && !w.failExpired(queued) {
 		epoch, results, err := w.tryCommit(queued)
 		var locked *lockedRoomsError
+		var lost *lostFileError
 		switch {
 		case err == nil:
 			w.apply(queued, epoch, results)
+			return
+		case errors.As(err, &lost):
+			for _, q := range queued {
+				w.fail(q, fmt.Errorf("append: %w", lost), reasonLostFile)
+			}
 			return
 		case errors.As(err, &locked):
 			queued = w.failLockedRooms(queued, locked)
@@ -142,7 +148,9 @@ func (w *appendWorker) tryCommit(queued []*queuedPublication) (message.Epoch, []
 	epoch, results, err := w.writer.commit(ctx, queued)
 	w.m.observe("commit", began)
 	var locked *lockedRoomsError
+	var lost *lostFileError
 	switch {
+	case errors.As(err, &lost): // checkFiles has logged it
 	case errors.As(err, &locked):
 		w.recordHealth(nil) // the database has answered
 		w.logLockedRooms(locked)

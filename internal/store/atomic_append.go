@@ -218,6 +218,7 @@ func (a *atomicAppender) commitWithRetry(ctx context.Context, c *committer, b *a
 		epoch, results, err := a.tryCommitIf(c, b.deadline, b.unique, b.checkConflicts)
 		var refused *message.BatchError
 		var locked *lockedRoomsError
+		var lost *lostFileError
 		switch {
 		case err == nil:
 			b.apply(epoch, results)
@@ -226,6 +227,8 @@ func (a *atomicAppender) commitWithRetry(ctx context.Context, c *committer, b *a
 			return refused
 		case errors.As(err, &locked):
 			return locked // waiting for a locked room would delay all other batches
+		case errors.As(err, &lost):
+			return lost // only the operator can put a file back
 		}
 		if a.writer.isDataError(err) {
 			// If the search itself fails, the database is down: try the whole batch
@@ -283,6 +286,10 @@ func atomicFailureReason(err error) string {
 	var locked *lockedRoomsError
 	if errors.As(err, &locked) {
 		return reasonLocked
+	}
+	var lost *lostFileError
+	if errors.As(err, &lost) {
+		return reasonLostFile
 	}
 	for _, c := range []struct {
 		err    error

@@ -10,13 +10,14 @@ import (
 
 // Why a publication failed: the closed set of values of store_failed_total.
 const (
-	reasonPending  = "pending"  // too many publications were pending
-	reasonTimeout  = "timeout"  // no answer within AppendTimeout
-	reasonRejected = "rejected" // the database refused the data
-	reasonConflict = "conflict" // the id was used with other data
-	reasonClosed   = "closed"   // appended after Close
-	reasonInvalid  = "invalid"  // an atomic batch was out of bounds
-	reasonLocked   = "held"     // another transaction has locked the room's row
+	reasonPending  = "pending"   // too many publications were pending
+	reasonTimeout  = "timeout"   // no answer within AppendTimeout
+	reasonRejected = "rejected"  // the database refused the data
+	reasonConflict = "conflict"  // the id was used with other data
+	reasonClosed   = "closed"    // appended after Close
+	reasonInvalid  = "invalid"   // an atomic batch was out of bounds
+	reasonLocked   = "held"      // another transaction has locked the room's row
+	reasonLostFile = "lost_file" // a file of the SQLite database was moved
 )
 
 // metrics holds the metrics of one log. With reg it registers gauges, whose
@@ -54,7 +55,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Messages that this node removed because retention keeps them no longer.",
 		}),
 	}
-	for _, reason := range []string{reasonPending, reasonTimeout, reasonRejected, reasonConflict, reasonClosed, reasonInvalid, reasonLocked} {
+	for _, reason := range []string{reasonPending, reasonTimeout, reasonRejected, reasonConflict, reasonClosed, reasonInvalid, reasonLocked, reasonLostFile} {
 		m.failed.WithLabelValues(reason)
 	}
 	return m

@@ -24,6 +24,14 @@ type SQLite struct {
 	inode    uint64
 	write    *sql.DB // one connection
 	reads    *sql.DB
+	anchor   *sql.DB // one connection that stays open, so that the files stay the same
+
+	files    *sqliteFiles
+	lostFile atomic.Pointer[lostFileError] // set while a file is not in its place
+	// Owned by watchFilesLoop, then by Close.
+	loss   fileLoss // what checkFiles has found
+	saved  bool     // save has succeeded
+	saveTo string   // the copy that save makes, "" for none
 
 	walked int64 // id of the room that walkStep inspected last; owned by retentionLoop
 
@@ -31,6 +39,9 @@ type SQLite struct {
 	loops  sync.WaitGroup
 	closed atomic.Bool
 }
+
+// sqliteIdleReaders is how many connections for reads stay open for later ones.
+const sqliteIdleReaders = 2
 
 // OpenSQLite opens the log at sqlite:path. It returns an error of one line,
 // which names the setting and the remedy, when another process has the file
@@ -52,8 +63,14 @@ func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
 	if err != nil {
 		return nil, err
 	}
+	restricted, err := restrictFiles(lock.path)
+	if err != nil {
+		c.Logger.Warn("other users of this machine can read the messages", "error", err)
+	} else if restricted {
+		c.Logger.Info("the files of the log were taken from other users of this machine", "file", lock.path)
+	}
 	s := &SQLite{cfg: c, m: newMetrics(c.Registerer), lockFile: lock}
-	if err := s.open(ctx, path); err != nil {
+	if err := s.open(ctx, lock.path); err != nil {
 		return nil, errors.Join(err, s.closeFiles())
 	}
 	return s, nil
@@ -74,11 +91,19 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	// Readers and the writer do not wait for each other: WAL mode gives each
 	// reader a snapshot.
 	s.reads.SetMaxOpenConns(s.cfg.MaxConns - 1)
+	s.reads.SetMaxIdleConns(sqliteIdleReaders)
 	s.reads.SetConnMaxIdleTime(5 * time.Minute)
+	if s.anchor, err = sql.Open("sqlite", sqliteURI(path, "rw", "_pragma=query_only(1)")); err != nil {
+		return fmt.Errorf("open the database: %w", err)
+	}
+	s.anchor.SetMaxOpenConns(1)
 	if err := s.checkSchema(ctx); err != nil {
 		return err
 	}
 	if err := s.matchEpoch(ctx); err != nil {
+		return err
+	}
+	if s.files, err = newSQLiteFiles(ctx, s.anchor, s.lockFile); err != nil {
 		return err
 	}
 	w, err := newSQLiteWriter(ctx, s)
@@ -103,10 +128,20 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	s.stop = stop
 	s.loops.Go(func() { s.pruneLoop(background) })
 	s.loops.Go(func() { s.retention().retentionLoop(background) })
+	s.loops.Go(func() { s.watchFilesLoop(background) })
 	return nil
 }
 
-// ensureEpoch begins a new epoch unless the lock file has recorded this
+// Check returns nil if a publish would be stored: no file is lost, and the
+// database has answered within the last 5 s.
+func (s *SQLite) Check() error {
+	if lost := s.lostFile.Load(); lost != nil {
+		return lost
+	}
+	return s.committer.Check()
+}
+
+// matchEpoch begins a new epoch unless the lock file has recorded this
 // database, and the database is not behind that record.
 func (s *SQLite) matchEpoch(ctx context.Context) error {
 	var state databaseState
@@ -114,7 +149,7 @@ func (s *SQLite) matchEpoch(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the epoch: %w", err)
 	}
-	if state.inode, err = s.lockFile.inode(); err != nil {
+	if state.inode, _, err = identify(s.lockFile.database); err != nil {
 		return err
 	}
 	s.inode = state.inode
@@ -153,6 +188,13 @@ func (s *SQLite) Close(ctx context.Context) error {
 	err := s.committer.close(ctx)
 	s.stop()
 	s.loops.Wait()
+	if s.checkFiles(); s.lostFile.Load() != nil && !s.saved {
+		err = errors.Join(err, s.save(ctx))
+	}
+	if s.loss.overwritten {
+		// SQLite would write its WAL into the other content, now or at the next start.
+		_ = os.Truncate(s.files.path+walSuffix, 0)
+	}
 	if err := errors.Join(err, s.closeFiles()); err != nil {
 		return fmt.Errorf("close the log: %w", err)
 	}
@@ -162,7 +204,7 @@ func (s *SQLite) Close(ctx context.Context) error {
 // closeFiles releases the lock last, when nothing writes any more.
 func (s *SQLite) closeFiles() error {
 	var errs []error
-	for _, db := range []*sql.DB{s.reads, s.write} {
+	for _, db := range []*sql.DB{s.reads, s.write, s.anchor} {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}
@@ -222,6 +264,9 @@ func (s *SQLite) pruneOnce(ctx context.Context, query string, before time.Time) 
 		return 0, err
 	}
 	defer func() { _ = tx.Rollback() }() // no-op after the commit
+	if s.lostFile.Load() != nil {
+		return 0, nil // until the file is back
+	}
 	done, err := tx.ExecContext(ctx, query, before.UnixMicro(), pruneRows)
 	if err != nil {
 		return 0, err
@@ -248,7 +293,8 @@ func migrateSQLite(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	db, err := sql.Open("sqlite", sqliteURI(path, "rwc", "_txlock=immediate"))
+	_, _ = restrictFiles(lock.path) // OpenSQLite warns
+	db, err := sql.Open("sqlite", sqliteURI(lock.path, "rw", "_txlock=immediate"))
 	if err != nil {
 		return errors.Join(fmt.Errorf("migrate: %w", err), lock.close())
 	}

@@ -18,6 +18,9 @@ func (s *SQLite) snapshot(ctx context.Context, operation string, f func(context.
 	if s.closed.Load() {
 		return fmt.Errorf("%s: %w", operation, message.ErrClosed)
 	}
+	if lost := s.lostFile.Load(); lost != nil && lost.replaced {
+		return fmt.Errorf("%s: %w", operation, lost) // a new connection would read the other file
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.AppendTimeout)
 	defer cancel()
 	tx, err := s.reads.BeginTx(ctx, nil)

@@ -61,6 +61,9 @@ func (s *SQLite) trim(ctx context.Context, room message.Room, policy retentionPo
 		return 0, fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }() // no-op after the commit
+	if s.lostFile.Load() != nil {
+		return 0, errRoomLocked // until the file is back
+	}
 	// The transaction began with the write lock, so nothing is appended between
 	// its reads and its writes.
 	var id, first int64

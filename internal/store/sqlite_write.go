@@ -52,8 +52,12 @@ func (w *sqliteWriter) close() {
 	}
 }
 
-// ping takes the write lock and releases it.
+// ping takes the write lock and releases it. While a file is lost it does not:
+// Check returns an error then, and save may use the connection for long.
 func (w *sqliteWriter) ping(ctx context.Context) error {
+	if w.s.lostFile.Load() != nil {
+		return nil
+	}
 	tx, err := w.s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("ping: %w", err)
@@ -68,11 +72,21 @@ func (w *sqliteWriter) commit(ctx context.Context, batch []*queuedPublication) (
 // commitIf runs one BEGIN IMMEDIATE transaction, which takes the write lock
 // first: what it reads cannot change before it writes.
 func (w *sqliteWriter) commitIf(ctx context.Context, batch []*queuedPublication, precommit func([]result) error) (message.Epoch, []result, error) {
+	if lost := w.s.lostFile.Load(); lost != nil {
+		return "", nil, lost // without a wait for save, which may use the connection
+	}
 	tx, err := w.s.write.BeginTx(ctx, nil)
+	if err == nil {
+		defer func() { _ = tx.Rollback() }() // no-op after the commit
+	}
+	// Once more, with the connection in hand: save waits for the end of this
+	// transaction, so it misses no commit.
+	if lost := w.s.lostFile.Load(); lost != nil {
+		return "", nil, lost
+	}
 	if err != nil {
 		return "", nil, fmt.Errorf("begin: %w", err)
 	}
-	defer func() { _ = tx.Rollback() }() // no-op after the commit
 	b := sqliteBatch{w: w, tx: tx, rooms: map[message.Room]*sqliteRoom{}, now: time.Now().UnixMicro()}
 	results := make([]result, len(batch))
 	for i, q := range batch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,14 +81,16 @@ func (h *hangingPostgres) open(t *testing.T) *Postgres {
 		t.Fatal(err)
 	}
 	cfg := Config{AppendTimeout: hangTimeout, AppendWorkers: 1, MaxConns: 4}.withDefaults()
-	setSessionParams(pool.ConnConfig, cfg.lockTimeout)
+	configureSession(pool.ConnConfig, sessionParams(cfg.lockTimeout), false, new(atomic.Bool))
 	pool.ConnConfig.DialFunc = h.dial
 	pool.ConnConfig.LookupFunc = func(context.Context, string) ([]string, error) { return []string{"10.0.0.1"}, nil }
 	p := &Postgres{cfg: cfg, m: newMetrics(prometheus.NewRegistry()), conn: pool.ConnConfig}
 	writers := []*pgWriter{{p: p}, {p: p}}
 	if !h.atStartup {
 		for _, w := range writers {
-			if w.conn, err = pgx.ConnectConfig(t.Context(), p.conn.Copy()); err != nil {
+			c := p.conn.Copy()
+			c.AfterConnect = nil // the server answers no statement
+			if w.conn, err = pgx.ConnectConfig(t.Context(), c); err != nil {
 				t.Fatal(err)
 			}
 			w.renewAt = time.Now().Add(time.Hour)

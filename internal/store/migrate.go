@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -37,15 +38,14 @@ func Migrate(ctx context.Context, url string) error {
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
-	config.ConnectTimeout = connectTimeout
 	// A statement that waits for a table makes all later statements on it wait,
 	// also those of a publish. So a migration that meets a long lock, such as
 	// that of a dump, fails and is run again.
-	config.RuntimeParams["lock_timeout"] = "5s"
-	db := stdlib.OpenDB(*config)
-	if err := db.PingContext(ctx); err != nil {
-		return errors.Join(openError(err), db.Close())
+	configureSession(config, map[string]string{"lock_timeout": "5s"}, true, new(atomic.Bool))
+	if err := checkRights(ctx, config, true); err != nil {
+		return err
 	}
+	db := stdlib.OpenDB(*config)
 	err = migrate(ctx, db, goose.DialectPostgres, "postgres", goose.WithSessionLocker(locker))
 	return errors.Join(err, db.Close())
 }
@@ -109,10 +109,10 @@ func Pending(ctx context.Context, url string) ([]PendingMigration, error) {
 	if err != nil {
 		return nil, urlError(err, "postgres://user:password@host:5432/database")
 	}
-	config.ConnectTimeout = connectTimeout
+	configureSession(config, nil, true, new(atomic.Bool))
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, openError(err)
+		return nil, openError(err, config)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // it has only read
 	current := int64(0)

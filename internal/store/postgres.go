@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,10 +22,14 @@ type Postgres struct {
 	*committer
 	cfg    Config
 	m      *metrics
-	conn   *pgx.ConnConfig // shared by all connections
-	repair *pgxpool.Pool   // for the commit feed, heads, repairs, pruning and retention: readers cannot starve them
-	reads  *pgxpool.Pool
+	conn   *pgx.ConnConfig // of the writers
+	repair *connPool       // for the commit feed, heads, repairs, pruning and retention: readers cannot starve them
+	reads  *connPool
 	wal    walPosition
+	// pooled is set when a connection has found a pooler before the server.
+	pooled      atomic.Bool
+	limitLogged sync.Once    // by logConnectionLimit
+	madeRoom    atomic.Int64 // UnixNano of the last makeRoom
 	// beginning is held while a new epoch begins, so that the connections of this node
 	// begin one together.
 	beginning sync.Mutex
@@ -51,8 +53,12 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	if err != nil {
 		return nil, urlError(err, "postgres://user:password@host:5432/database")
 	}
-	setSessionParams(pool.ConnConfig, c.lockTimeout)
-	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig}
+	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig.Copy()}
+	configureSession(p.conn, sessionParams(c.lockTimeout), true, &p.pooled)
+	configureSession(pool.ConnConfig, sessionParams(c.lockTimeout), false, &p.pooled)
+	if err := checkRights(ctx, p.conn, false); err != nil {
+		return nil, err
+	}
 	// The writers connect first: they check the server as every connection
 	// does, and no pool hides their error.
 	writers := make([]writer, c.AppendWorkers)
@@ -62,7 +68,7 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 			for _, w := range writers[:i] {
 				w.close()
 			}
-			return nil, openError(err)
+			return nil, openError(err, p.conn)
 		}
 		writers[i] = w
 	}
@@ -88,47 +94,6 @@ func urlError(err error, example string) error {
 	return errors.New("DATABASE_URL is malformed: it must look like " + example)
 }
 
-// openError returns an operatorError unchanged, and an error of the driver on
-// one line that names the setting.
-func openError(err error) error {
-	var refused *operatorError
-	if errors.As(err, &refused) {
-		return refused
-	}
-	return fmt.Errorf("DATABASE_URL does not name a usable PostgreSQL server: %s", strings.Join(strings.Fields(err.Error()), " "))
-}
-
-// connectTimeout bounds the time to open one connection.
-const connectTimeout = 2 * time.Second
-
-// setSessionParams bounds the waits of a connection, and leaves the planner no
-// choice that depends on statistics: the tables are empty right after the
-// migration, and a plan made then must still be good with millions of rows.
-func setSessionParams(c *pgx.ConnConfig, lockTimeout time.Duration) {
-	for name, value := range map[string]string{
-		"application_name":                    "switchyard",
-		"default_transaction_isolation":       "read committed",
-		"lock_timeout":                        strconv.FormatInt(lockTimeout.Milliseconds(), 10),
-		"statement_timeout":                   "10s",
-		"idle_in_transaction_session_timeout": "5s",
-		"tcp_keepalives_idle":                 "5",
-		"tcp_keepalives_interval":             "2",
-		"tcp_keepalives_count":                "3",
-		"tcp_user_timeout":                    "10000",
-		"enable_seqscan":                      "off",
-		"enable_hashjoin":                     "off",
-		"enable_mergejoin":                    "off",
-		"jit":                                 "off",
-		"plan_cache_mode":                     "force_generic_plan",
-	} {
-		c.RuntimeParams[name] = value
-	}
-	c.ConnectTimeout = connectTimeout
-	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
-	c.DialFunc = dialer.DialContext
-}
-
 // openPools divides the connections that the writers leave: a third, at most 8,
 // is for repairs, and the rest for reads.
 func (p *Postgres) openPools(pool *pgxpool.Config) error {
@@ -136,13 +101,18 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 	pool.MaxConnLifetimeJitter = p.cfg.ConnLifetime / 10
 	pool.MaxConnIdleTime = 5 * time.Minute
 	pool.MinConns = 0
-	pool.AfterConnect = p.verify
+	pool.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		// The context of a pool's connections has no end.
+		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
+		return p.verify(ctx, conn)
+	}
 	writers := p.cfg.AppendWorkers + 1 // one for atomic batches, opened by the first of them
 	rest := p.cfg.MaxConns - writers
 	repair := min(8, max(1, rest/3))
 	for _, part := range []struct {
 		name string
-		pool **pgxpool.Pool
+		pool **connPool
 		size int
 	}{{"repair", &p.repair, repair}, {"read", &p.reads, rest - repair}} {
 		poolConfig := pool.Copy()
@@ -152,12 +122,14 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 		if err != nil {
 			return fmt.Errorf("open the %s pool: %w", part.name, err)
 		}
-		*part.pool = opened
+		conns := newConnPool(opened, part.size, p.noMoreConnections, p.logConnectionLimit)
+		*part.pool = conns
 		p.m.pool(part.name, func() (used, idle, limit int) {
 			s := opened.Stat()
-			return int(s.AcquiredConns()), int(s.IdleConns()), int(s.MaxConns())
+			return int(s.AcquiredConns()), int(s.IdleConns()), conns.max()
 		})
 	}
+	p.reads.lender = p.repair
 	p.m.pool("write", func() (used, idle, limit int) { return writers, 0, writers })
 	return nil
 }
@@ -174,7 +146,7 @@ func (p *Postgres) Close(ctx context.Context) error {
 		p.stop()
 	}
 	p.loops.Wait()
-	for _, pool := range []*pgxpool.Pool{p.repair, p.reads} {
+	for _, pool := range []*connPool{p.repair, p.reads} {
 		if pool != nil {
 			pool.Close() // bounded: statement_timeout bounds what it waits for
 		}

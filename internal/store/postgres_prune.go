@@ -64,7 +64,7 @@ func (p *Postgres) prune(ctx context.Context) error {
 // removed. It returns 0 when another node holds the lock: this node tries again
 // in a minute.
 func (p *Postgres) pruneOnce(ctx context.Context, sql string, kept time.Duration) (removed int, err error) {
-	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
+	err = p.repair.inTx(ctx, func(tx pgx.Tx) error {
 		var mine bool
 		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, pruneLock).Scan(&mine); err != nil || !mine {
 			return err

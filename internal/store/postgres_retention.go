@@ -45,7 +45,7 @@ UPDATE retention SET walked = $1, begun = CASE WHEN walked = 0 THEN now() ELSE b
 // rooms that it returns. That is harmless: the next walk returns them again.
 func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms []message.Room, ended bool, err error) {
 	ended = true
-	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
+	err = p.repair.inTx(ctx, func(tx pgx.Tx) error {
 		var mine bool
 		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, retentionLock).Scan(&mine); err != nil || !mine {
 			return err
@@ -104,7 +104,7 @@ SELECT set_config('lock_timeout', $1, true), set_config('synchronous_commit', 'o
 func (p *Postgres) trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.cfg.AppendTimeout)
 	defer cancel()
-	err = pgx.BeginFunc(ctx, p.repair, func(tx pgx.Tx) error {
+	err = p.repair.inTx(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, sqlTrimSettings, strconv.FormatInt(p.cfg.trimWait.Milliseconds(), 10)); err != nil {
 			return err
 		}

@@ -282,7 +282,7 @@ func TestNoPlanReadsAWholeTable(t *testing.T) {
 		"create":     {sqlCreateRooms, []any{empty}},
 		"lock":       {sqlLockRooms, []any{empty}},
 		"locked":     {sqlFindLockedRooms, []any{empty}},
-		"append":     {sqlAppend, []any{empty, empty, empty, [][]byte{}, [][]byte{}, ""}},
+		"append":     {sqlAppend, []any{empty, empty, empty, [][]byte{}, [][]byte{}, "", 0}},
 		"read up":    {sqlPageUp, []any{"room", 0, 10, 100}},
 		"read down":  {sqlPageDown, []any{"room", 5, 10, 100}},
 		"commits":    {sqlCommits, []any{5, 100}},

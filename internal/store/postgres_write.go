@@ -37,9 +37,10 @@ SELECT id FROM rooms WHERE name = ANY ($1::text[]) ORDER BY name COLLATE "C" FOR
 // all ids of the room for each message.
 //
 // Its guard divides by zero when the tables are not the ones that this
-// connection has verified, because a dump was restored in the meantime. The
-// batch is then rolled back and the connection renewed, which begins a new
-// epoch.
+// connection has verified, because a dump was restored in the meantime, or when
+// a pooler has given the connection another server process. The batch is then
+// rolled back and the connection renewed, which begins a new epoch, or finds the
+// pooler.
 const sqlAppend = `
 WITH numbered AS MATERIALIZED (
 	SELECT f.*, coalesce(f.known, f.head + count(*) FILTER (WHERE f.known IS NULL)
@@ -73,7 +74,7 @@ WITH numbered AS MATERIALIZED (
 	SELECT pg_current_xact_id(), array_agg(name), array_agg(head), clock_timestamp() FROM advanced HAVING count(*) > 0
 )
 SELECT seq, at, known IS NOT NULL, known_digest,
-	(SELECT epoch FROM meta WHERE 1 / (fingerprint = $6 || '/' || to_regclass('messages')::oid::text)::int = 1),
+	(SELECT epoch FROM meta WHERE 1 / (fingerprint = $6 || '/' || to_regclass('messages')::oid::text AND pg_backend_pid() = $7)::int = 1),
 	(SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint)
 FROM numbered ORDER BY pos`
 
@@ -82,7 +83,7 @@ FROM numbered ORDER BY pos`
 // healthy.
 const sqlPing = `
 SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint FROM meta
-WHERE 1 / (fingerprint = $1 || '/' || to_regclass('messages')::oid::text)::int = 1`
+WHERE 1 / (fingerprint = $1 || '/' || to_regclass('messages')::oid::text AND pg_backend_pid() = $2)::int = 1`
 
 // A pgWriter has the connection of one append worker or of the atomic appender,
 // and replaces the connection when it breaks or is old. One goroutine at a time
@@ -100,6 +101,7 @@ type pgWriter struct {
 func (w *pgWriter) connect(ctx context.Context) error {
 	conn, err := pgx.ConnectConfig(ctx, w.p.conn.Copy())
 	if err != nil {
+		w.p.makeRoom(err)
 		return fmt.Errorf("connect: %w", err)
 	}
 	w.conn, w.lockedRooms = conn, map[string]lockedRoom{}
@@ -149,7 +151,8 @@ func (w *pgWriter) ping(ctx context.Context) error {
 		return err
 	}
 	var wal int64
-	if err := w.conn.QueryRow(ctx, "ping", w.fingerprintPrefix).Scan(&wal); err != nil {
+	if err := w.conn.QueryRow(ctx, "ping", w.fingerprintPrefix, backendOf(w.conn)).Scan(&wal); err != nil {
+		err = w.explain(ctx, err)
 		w.close()
 		return fmt.Errorf("ping: %w", err)
 	}
@@ -204,7 +207,23 @@ func (w *pgWriter) resetAfter(ctx context.Context, err error) error {
 	case w.isDataError(err):
 		w.rollback(ctx)
 	default:
+		err = w.explain(ctx, err)
 		w.close() // its state is unknown: the next attempt opens and verifies a new one
+	}
+	return err
+}
+
+// explain returns errPoolerSwitches if that is why a statement has failed: a
+// guard has refused, or another server process lacks the prepared statements.
+func (w *pgWriter) explain(ctx context.Context, err error) error {
+	if !w.p.pooled.Load() || w.conn.IsClosed() {
+		return err
+	}
+	if w.rollback(ctx); w.conn == nil {
+		return err
+	}
+	if switched := isStill(ctx, w.conn.PgConn(), backendOf(w.conn)); errors.Is(switched, errPoolerSwitches) {
+		return switched
 	}
 	return err
 }
@@ -245,7 +264,7 @@ func (w *pgWriter) send(ctx context.Context, batch []*queuedPublication, commit 
 	b.Queue("begin")
 	b.Queue("create", rooms)
 	b.Queue("lock", rooms)
-	b.Queue("append", names, senders, ids, data, digests, w.fingerprintPrefix)
+	b.Queue("append", names, senders, ids, data, digests, w.fingerprintPrefix, backendOf(w.conn))
 	if commit {
 		b.Queue("commit")
 	}

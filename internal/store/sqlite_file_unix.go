@@ -26,5 +26,5 @@ func identify(f *os.File) (inode, names uint64, err error) {
 	if !ok {
 		return 0, 0, errors.New("the file system has no inodes")
 	}
-	return stat.Ino, uint64(stat.Nlink), nil
+	return stat.Ino, uint64(stat.Nlink), nil //nolint:unconvert // another type on other systems
 }

@@ -163,6 +163,8 @@ type Hub struct {
 	// presenceChanges are waiting to be handed to Presence.
 	presenceChanges inbox[message.PresenceChange]
 	canary          *canary // nil without Config.Node
+	signalClock     signalClock
+	signalAges      *signalAges
 	repairQueue     repairQueue
 	memory          memoryUsage
 	logUnavailable  atomic.Bool  // the last read of the log failed
@@ -195,6 +197,8 @@ func New(cfg Config) *Hub {
 		bootID:    binary.BigEndian.Uint64(boot[:]),
 		seed:      maphash.MakeSeed(),
 		readSlots: newReadSlots(),
+
+		signalAges: newSignalAges(),
 	}
 	for i := range h.shards {
 		h.shards[i].topics = make(map[message.Room]*topic)

@@ -9,8 +9,8 @@ import (
 	"switchyard/internal/protocol"
 )
 
-// maxSignalAge is how long a signal may travel between nodes before it is
-// dropped.
+// maxSignalAge is how much longer than others of its sender a signal may travel
+// before it is dropped.
 const maxSignalAge = 10 * time.Second
 
 // A pendingPublish is a publication in the log and the publisher that waits for
@@ -143,7 +143,7 @@ func (h *Hub) Signal(room message.Room, from string, data []byte) { h.signal(roo
 
 // signal sends a signal to the current members of a room on every node.
 func (h *Hub) signal(room message.Room, from string, data []byte) {
-	now := time.Now().UnixMicro()
+	now := h.signalClock.now()
 	f := roomFrame{frame: protocol.Signal(room, from, data), createdAt: now}
 	if t := h.lookup(room); t != nil {
 		t.receive(f)
@@ -166,7 +166,7 @@ func (h *Hub) Receive(room message.Room, b []byte) {
 		}
 		return // our own, delivered before it was broadcast
 	}
-	if p.kind == kindSignal && time.Now().UnixMicro()-p.sentAt > maxSignalAge.Microseconds() {
+	if p.kind == kindSignal && h.signalAges.age(p.origin, p.sentAt) > maxSignalAge {
 		h.metrics.dropped.WithLabelValues(dropSignal).Inc()
 		return
 	}

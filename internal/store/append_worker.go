@@ -55,6 +55,7 @@ type appendWorker struct {
 	log         *slog.Logger
 	m           *metrics
 	pending     *pendingQuota
+	outage      *outage
 	timeout     time.Duration // Config.AppendTimeout
 	onCompleted func([]*message.Publication)
 
@@ -68,7 +69,6 @@ type appendWorker struct {
 	// Owned by commitLoop.
 	writer              writer
 	seen                map[idKey]*queuedPublication
-	down                bool      // an outage is logged once, not at each attempt
 	failures            int       // consecutive
 	lockedRoomsLoggedAt time.Time // when locked rooms were last logged
 
@@ -232,30 +232,23 @@ func (w *appendWorker) ping() {
 	began := time.Now()
 	err := w.writer.ping(ctx)
 	w.m.observe("ping", began)
-	w.recordHealth(err)
+	w.recordHealth(exchangePing, err)
 }
 
-// recordHealth records how the last exchange with the database ended, and logs
-// the beginning and the end of an outage.
-func (w *appendWorker) recordHealth(err error) {
+// recordHealth records how the last exchange with the database ended.
+func (w *appendWorker) recordHealth(e exchange, err error) {
 	switch {
 	case err == nil:
 		w.lastOK.Store(time.Now().UnixNano())
 		w.lastErr.Store(nil)
 		w.failures = 0
-		if w.down {
-			w.log.Info("the log can be written again")
-		}
+		w.outage.recordSuccess(w, e)
 	case w.ctx.Err() != nil: // Close ended the attempt: this is not an outage
-		return
 	default:
 		w.lastErr.Store(&err)
 		w.failures++
-		if !w.down {
-			w.log.Warn("the log cannot be written; retrying", "error", err)
-		}
+		w.outage.recordFailure(w, e, err)
 	}
-	w.down = err != nil
 }
 
 // logLockedRooms logs rooms that another transaction has locked, at most once

@@ -152,12 +152,12 @@ func (w *appendWorker) tryCommit(queued []*queuedPublication) (message.Epoch, []
 	switch {
 	case errors.As(err, &lost): // checkFiles has logged it
 	case errors.As(err, &locked):
-		w.recordHealth(nil) // the database has answered
+		w.recordHealth(exchangePing, nil) // the database has answered, and committed nothing
 		w.logLockedRooms(locked)
 	case err != nil && w.writer.isDataError(err):
-		w.recordHealth(nil)
+		w.recordHealth(exchangePing, nil)
 	default:
-		w.recordHealth(err)
+		w.recordHealth(exchangeCommit, err)
 	}
 	return epoch, results, err
 }

@@ -31,9 +31,10 @@ func newCommitter(cfg Config, m *metrics, writers []writer, batchWriter atomicWr
 	quota := &pendingQuota{maxCount: int64(cfg.MaxPending), maxBytes: int64(cfg.MaxPendingBytes)}
 	m.pending(&quota.count)
 	c := &committer{m: m, pending: quota, seed: maphash.MakeSeed(), atomicAppender: newAtomicAppender(batchWriter, cfg.AppendTimeout)}
+	out := &outage{log: cfg.Logger, down: map[*appendWorker]exchange{}}
 	for _, bw := range writers {
 		w := &appendWorker{
-			log: cfg.Logger, m: m, pending: quota, timeout: cfg.AppendTimeout, writer: bw,
+			log: cfg.Logger, m: m, pending: quota, outage: out, timeout: cfg.AppendTimeout, writer: bw,
 			wake: make(chan struct{}, 1), done: make(chan struct{}), seen: map[idKey]*queuedPublication{},
 		}
 		w.ctx, w.cancel = context.WithCancel(context.Background())

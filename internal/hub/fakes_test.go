@@ -76,7 +76,7 @@ type fakeFeed struct {
 func (f *fakeFeed) Commits(context.Context, message.Cursor) (message.Commits, error) {
 	f.log.mu.Lock()
 	defer f.log.mu.Unlock()
-	c := message.Commits{Epoch: f.log.epoch, Next: 1}
+	c := message.Commits{Epoch: f.log.epoch, Next: "1"}
 	for room, all := range f.log.rooms {
 		if !f.off {
 			c.Heads = append(c.Heads, message.Head{Room: room, Seq: message.Seq(len(all))})

@@ -18,7 +18,7 @@ const headsPage = 500
 func (h *Hub) feedLoop() {
 	tick := time.NewTicker(h.cfg.FeedInterval)
 	defer tick.Stop()
-	// Cursor 0 is the feed's present end. Epoch "" means that no read has
+	// Cursor "" is the feed's present end. Epoch "" means that no read has
 	// succeeded.
 	var cursor message.Cursor
 	var epoch message.Epoch

@@ -23,7 +23,7 @@ type modelLog struct {
 	first               map[message.Epoch]map[message.Room]message.Seq // 0: nothing is trimmed
 	stored              int                                            // number of all messages, which names each
 	feed                []message.Head                                 // row i has the id i+1
-	oldestRow           message.Cursor                                 // of the feed: older rows are pruned
+	oldestRow           int                                            // of the feed: older rows are pruned
 	reads               int                                            // reads begun
 	feedQueries         int                                            // of the feed and of heads
 	readsNow, readsPeak int                                            // reads in progress, and the most of them
@@ -101,7 +101,7 @@ func (l *modelLog) restore(heads map[message.Room]int) {
 		// Messages that were trimmed since are back.
 		l.first[e][room] = min(l.first[old][room], message.Seq(n+1))
 	}
-	l.oldestRow = message.Cursor(len(l.feed) + 1)
+	l.oldestRow = len(l.feed) + 1
 }
 
 // head returns the newest seq of a room in an epoch, and whether that epoch
@@ -131,7 +131,7 @@ func (l *modelLog) trim(room message.Room, first message.Seq) {
 func (l *modelLog) pruneFeed(keep int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.oldestRow = max(l.oldestRow, message.Cursor(len(l.feed)+1-min(keep, len(l.feed))))
+	l.oldestRow = max(l.oldestRow, len(l.feed)+1-min(keep, len(l.feed)))
 }
 
 // page returns the answer to a range. Caller holds mu.
@@ -193,11 +193,13 @@ func (v *logView) respond(ctx context.Context, delay time.Duration, down bool) e
 func (v *logView) Commits(ctx context.Context, cursor message.Cursor) (message.Commits, error) {
 	v.mu.Lock()
 	v.feedQueries++
-	c := message.Commits{Epoch: v.epoch(), Next: message.Cursor(len(v.feed) + 1)}
-	if cursor > 0 {
-		c.Incomplete = cursor < v.oldestRow || cursor > c.Next
+	next := len(v.feed) + 1
+	c := message.Commits{Epoch: v.epoch(), Next: message.Cursor(strconv.Itoa(next))}
+	if cursor != "" {
+		from, err := strconv.Atoi(string(cursor))
+		c.Incomplete = err != nil || from < v.oldestRow || from > next
 		heads := map[message.Room]message.Seq{}
-		for i := int(cursor) - 1; i < len(v.feed) && !c.Incomplete; i++ {
+		for i := from - 1; i < len(v.feed) && !c.Incomplete; i++ {
 			h := v.feed[i]
 			heads[h.Room] = max(heads[h.Room], h.Seq)
 		}

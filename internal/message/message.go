@@ -107,15 +107,14 @@ type RoomInfo struct {
 	LastAt time.Time
 }
 
-// A Cursor is a place in the commit feed. 0 is the feed's end at the moment of
-// the read.
-type Cursor uint64
+// A Cursor is a place in the commit feed, in the words of the log that returned
+// it. "" is the feed's end at the moment of the read.
+type Cursor string
 
 // Commits is what the commit feed holds from a Cursor on.
 type Commits struct {
 	Epoch Epoch
-	// Next is the cursor for the next read. The next read may repeat some
-	// rooms.
+	// Next is the cursor for the next read.
 	Next Cursor
 	// Heads has each committed room once, with its highest committed seq.
 	Heads []Head

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"switchyard/internal/message"
-	"switchyard/internal/testkit"
 )
 
 func TestRoomsAreNumberedWithoutHoles(t *testing.T) {
@@ -307,14 +306,15 @@ func TestTheFeedReportsCommits(t *testing.T) {
 			t.Errorf("the feed reports %v", heads)
 		}
 		n.mustPublish("a", "2", "x") // a duplicate commits nothing
-		testkit.EventuallyNil(t, "the feed reports nothing more", func() error {
-			if c, err = n.Commits(t.Context(), c.Next); err != nil || len(c.Heads) != 0 || c.Incomplete {
-				return fmt.Errorf("%+v, %w", c, err)
-			}
-			return nil
-		})
-		if c, err = n.Commits(t.Context(), c.Next+1_000_000); err != nil || !c.Incomplete {
+		if c, err = n.Commits(t.Context(), c.Next); err != nil || len(c.Heads) != 0 || c.Incomplete {
+			t.Errorf("the feed reports more: %+v, %v", c, err)
+		}
+		later := map[bool]message.Cursor{true: feedCursor{snapshot: "1000000000:1000000000:", origin: f.origin()}.encode(), false: "1000000"}
+		if c, err = n.Commits(t.Context(), later[f.pg != nil]); err != nil || !c.Incomplete {
 			t.Errorf("a cursor of another epoch: %+v, %v", c, err)
+		}
+		if c, err = n.Commits(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), `cursor "x"`) {
+			t.Errorf("a cursor of no log: %+v, %v", c, err)
 		}
 	})
 }

@@ -141,11 +141,12 @@ func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIde
 			epoch = string(newEpoch())
 			p.cfg.Logger.Log(ctx, level, "the log begins a new epoch: the database is new, restored, or has failed over",
 				"epoch", epoch, "old_fingerprint", stored, "new_fingerprint", id.fingerprint(), "wal_lost", lost)
-			// The cursors of the old epoch are invalid.
+			// The cursors of the old epoch are invalid. The floor is taken after the
+			// rows are deleted, so that it is above all of them.
 			if _, err := tx.Exec(ctx, `DELETE FROM commits`); err != nil {
 				return fmt.Errorf("empty the commit feed: %w", err)
 			}
-			if _, err := tx.Exec(ctx, `UPDATE meta SET feed_floor = pg_current_xact_id()::text::bigint`); err != nil {
+			if _, err := tx.Exec(ctx, `UPDATE meta SET feed_floor = pg_snapshot_xmax(pg_current_snapshot())::text::bigint`); err != nil {
 				return fmt.Errorf("invalidate the cursors: %w", err)
 			}
 		}

@@ -245,29 +245,35 @@ func (n *node) readAll(room string) []message.Message {
 	return all
 }
 
-// currentCursor returns a cursor behind all commits of the database. It waits
-// while transactions of other tests on the same server keep the cursor back.
-func (n *node) currentCursor() (cursor message.Cursor) {
+// currentCursor returns a cursor behind all commits of the database.
+func (n *node) currentCursor() message.Cursor {
 	n.t.Helper()
-	testkit.EventuallyNil(n.t, "a cursor behind all commits", func() error {
-		start, err := n.Commits(n.t.Context(), 0)
-		if err != nil || start.Next == 0 || len(start.Heads) != 0 || start.Incomplete {
-			n.t.Fatalf("with cursor 0: %+v, %v", start, err)
-		}
-		cursor = start.Next
-		c, err := n.Commits(n.t.Context(), cursor)
-		if err == nil && (c.Incomplete || len(c.Heads) > 0) {
-			err = fmt.Errorf("%+v", c)
-		}
-		return err
-	})
-	return cursor
+	start, err := n.Commits(n.t.Context(), "")
+	if err != nil || start.Next == "" || len(start.Heads) != 0 || start.Incomplete {
+		n.t.Fatalf("without a cursor: %+v, %v", start, err)
+	}
+	return start.Next
+}
+
+// firstCursor returns a cursor before all commits of a PostgreSQL.
+func (f *fixture) firstCursor() message.Cursor {
+	f.t.Helper()
+	return feedCursor{snapshot: "3:3:", origin: f.origin()}.encode()
+}
+
+// origin returns the origin of a cursor, "" on SQLite.
+func (f *fixture) origin() string {
+	f.t.Helper()
+	if f.pg == nil {
+		return ""
+	}
+	return f.pg.Query(`SELECT epoch || '/' || fingerprint FROM meta`)
 }
 
 // epoch returns the epoch that readers see.
 func (n *node) epoch() message.Epoch {
 	n.t.Helper()
-	c, err := n.Commits(n.t.Context(), 0)
+	c, err := n.Commits(n.t.Context(), "")
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -26,6 +26,10 @@ type Postgres struct {
 	repair *connPool       // for the commit feed, heads, repairs, pruning and retention: readers cannot starve them
 	reads  *connPool
 	wal    walPosition
+	clock  *pruneClock
+	// pruning is held by prune, and protects passed.
+	pruning sync.Mutex
+	passed  passedSnapshot
 	// pooled is set when a connection has found a pooler before the server.
 	pooled      atomic.Bool
 	limitLogged sync.Once    // by logConnectionLimit
@@ -53,7 +57,7 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 	if err != nil {
 		return nil, urlError(err, "postgres://user:password@host:5432/database")
 	}
-	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig.Copy()}
+	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig.Copy(), clock: newPruneClock(c.longestKept())}
 	configureSession(p.conn, sessionParams(c.lockTimeout), true, &p.pooled)
 	configureSession(pool.ConnConfig, sessionParams(c.lockTimeout), false, &p.pooled)
 	if err := checkRights(ctx, p.conn, false); err != nil {
@@ -73,6 +77,9 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 		writers[i] = w
 	}
 	p.committer = newCommitter(c, p.m, writers, &pgWriter{p: p})
+	if err := p.observeClock(ctx, writers[0].(*pgWriter).conn); err != nil {
+		return nil, errors.Join(openError(err, p.conn), p.Close(ctx))
+	}
 	if err := p.openPools(pool); err != nil {
 		return nil, errors.Join(err, p.Close(ctx))
 	}

@@ -23,7 +23,7 @@ func readAtOnce(t *testing.T, n *node) error {
 			case 0:
 				_, err = n.Read(t.Context(), message.Range{Room: "room", Limit: 5, MaxBytes: 100})
 			case 1:
-				_, err = n.Commits(t.Context(), 1)
+				_, err = n.Commits(t.Context(), "")
 			case 2:
 				_, _, err = n.Heads(t.Context(), []message.Room{"room"})
 			case 3:

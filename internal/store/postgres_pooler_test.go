@@ -102,7 +102,7 @@ func TestAPoolerThatBeginsToSwitchIsNoticed(t *testing.T) {
 	testkit.Eventually(t, "the switch to be noticed", func() bool {
 		n.append("room", "ann", "2", "x")
 		n.append("another", "ann", "2", "x")
-		_, _ = n.Commits(t.Context(), 1)
+		_, _ = n.Commits(t.Context(), "")
 		return logs.Count("pool_mode = session") > 0
 	})
 	pooler.Set(f.pg, "pool_mode", "session")

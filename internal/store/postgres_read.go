@@ -91,60 +91,6 @@ func scanPage(rows pgx.Rows, room message.Room) (message.Page, error) {
 	return page, rows.Err()
 }
 
-// sqlCommits takes the rows and the next cursor from one snapshot. Below the
-// snapshot's xmin no transaction is under way, so no row can appear there
-// later. A cursor above its xmax comes from another server.
-const sqlCommits = `
-SELECT m.epoch, pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
-	$1::bigint < m.feed_floor OR $1::bigint > pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
-	f.rooms, f.heads
-FROM meta m, LATERAL (
-	SELECT array_agg(h.room) AS rooms, array_agg(h.head) AS heads FROM (
-		SELECT u.room, max(u.head) AS head
-		FROM commits c, unnest(c.rooms, c.heads) AS u (room, head)
-		WHERE c.xid >= $1::bigint::text::xid8 GROUP BY u.room LIMIT $2
-	) h
-) f`
-
-// sqlCurrentCursor returns the cursor of a reader that wants only what is
-// committed from now on. It is the xmin, too: a transaction under way commits
-// later.
-const sqlCurrentCursor = `SELECT epoch, pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM meta`
-
-// Commits returns the heads of the rooms with commits since the cursor was
-// returned, and the next cursor. For cursor 0 it returns only the next cursor.
-// It skips no commit, not even of a transaction that began before the cursor
-// was returned and ended after. It may return a commit more than once.
-func (p *Postgres) Commits(ctx context.Context, cursor message.Cursor) (message.Commits, error) {
-	defer p.m.observe("commits", time.Now())
-	ctx, cancel, err := p.readContext(ctx)
-	if err != nil {
-		return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
-	}
-	defer cancel()
-	var c message.Commits
-	if cursor == 0 {
-		err = p.repair.QueryRow(ctx, sqlCurrentCursor).Scan(&c.Epoch, &c.Next)
-		if err != nil {
-			return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
-		}
-		return c, nil
-	}
-	var rooms []string
-	var heads []int64
-	err = p.repair.QueryRow(ctx, sqlCommits, int64(cursor), feedRooms+1).Scan(&c.Epoch, &c.Next, &c.Incomplete, &rooms, &heads)
-	if err != nil {
-		return message.Commits{}, fmt.Errorf("read the commit feed: %w", err)
-	}
-	if len(rooms) > feedRooms {
-		c.Incomplete, rooms = true, rooms[:feedRooms]
-	}
-	for i, room := range rooms {
-		c.Heads = append(c.Heads, message.Head{Room: message.Room(room), Seq: message.Seq(heads[i])})
-	}
-	return c, nil
-}
-
 // sqlHeads always returns a row, for the epoch.
 const sqlHeads = `
 SELECT m.epoch, r.name, r.head FROM meta m LEFT JOIN rooms r ON r.name = ANY ($1::text[])`

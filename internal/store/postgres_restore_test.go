@@ -29,18 +29,18 @@ func TestARestoreByTemplateBeginsANewEpoch(t *testing.T) {
 	if kept := n.mustPublish("room", "2", "x"); kept.Epoch != old.Epoch {
 		t.Fatal("copying the database began a new epoch")
 	}
+	cursor := n.currentCursor()
 	// The node keeps running while the older state replaces the newer one.
 	f.pg.Exec("ALTER DATABASE live ALLOW_CONNECTIONS false",
 		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'live'",
 		"DROP DATABASE live WITH (FORCE)", "ALTER DATABASE earlier RENAME TO live")
-	n.expectNewEpoch(old.Epoch, 2)
+	n.expectNewEpoch(old.Epoch, cursor, 2)
 }
 
 // expectNewEpoch publishes until the restored log stores the message, which must
 // have this seq in another epoch than the old one.
-func (n *node) expectNewEpoch(old message.Epoch, seq message.Seq) {
+func (n *node) expectNewEpoch(old message.Epoch, cursor message.Cursor, seq message.Seq) {
 	n.t.Helper()
-	cursor := message.Cursor(1)
 	var p *message.Publication
 	testkit.EventuallyNil(n.t, "the restored log can be written", func() error {
 		p = n.publish("room", "ann", "after the restore", "x")
@@ -64,8 +64,9 @@ func TestADumpRestoredUnderARunningNodeBeginsANewEpoch(t *testing.T) {
 	dump := f.runTool("pg_dump", nil, "--clean", "--if-exists")
 	n.mustPublish("room", "2", "x")
 	n.mustPublish("room", "3", "x")
+	cursor := n.currentCursor()
 	f.runTool("psql", dump, "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction")
-	n.expectNewEpoch(old.Epoch, 2)
+	n.expectNewEpoch(old.Epoch, cursor, 2)
 	if all := n.readAll("room"); len(all) != 2 || all[1].ID != "after the restore" {
 		t.Errorf("stored are %v", all)
 	}
@@ -103,6 +104,7 @@ func TestFilesRestoredUnderARunningNodeBeginANewEpoch(t *testing.T) {
 	pg.Start()
 	n := f.startNode()
 	n.mustPublish("room", "2", "x")
+	cursor := n.currentCursor()
 	flushed := pg.Query(`SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint`)
 	testkit.EventuallyNil(t, "a ping sees the WAL", func() error {
 		if seen := fmt.Sprint(n.logUnderTest.(*Postgres).wal.load()); seen < flushed {
@@ -113,7 +115,7 @@ func TestFilesRestoredUnderARunningNodeBeginANewEpoch(t *testing.T) {
 	pg.Kill()
 	copyTree(t, pg.DataDir()+".earlier", pg.DataDir())
 	pg.Start()
-	n.expectNewEpoch(old.Epoch, 2)
+	n.expectNewEpoch(old.Epoch, cursor, 2)
 }
 
 // WAL that is missing begins one new epoch, whatever number of connections find it
@@ -163,10 +165,20 @@ func TestATrustedFailoverKeepsTheEpoch(t *testing.T) {
 		f := newPostgresFixture(t, testkit.Postgres(t))
 		n := f.startNode(func(c *Config) { c.TrustFailover = trust })
 		before := n.mustPublish("room", "1", "x")
+		cursor, err := decodeFeedCursor(n.currentCursor())
+		if err != nil {
+			t.Fatal(err)
+		}
 		n.close()
 		// As if the epoch had been written on the timeline before this one.
 		f.pg.Exec(`UPDATE meta SET fingerprint = regexp_replace(fingerprint, '/[0-9A-F]{8}/', '/00000000/')`)
-		after := f.startNode(func(c *Config) { c.TrustFailover = trust }).mustPublish("room", "2", "x")
+		cursor.origin = f.origin()
+		n = f.startNode(func(c *Config) { c.TrustFailover = trust })
+		after := n.mustPublish("room", "2", "x")
+		// The other server may have given the same transaction ids to other batches.
+		if c, err := n.Commits(t.Context(), cursor.encode()); err != nil || !c.Incomplete {
+			t.Errorf("trust %v: a cursor of the server before: %+v, %v", trust, c, err)
+		}
 		if kept := after.Epoch == before.Epoch; kept != trust {
 			t.Errorf("trust %v, epoch kept %v", trust, kept)
 		}

@@ -27,14 +27,14 @@ const (
 // the next walk begins when it is due.
 const (
 	sqlWalked = `
-SELECT walked FROM retention WHERE walked > 0 OR begun < now() - $1::interval`
+SELECT walked, clock_timestamp() FROM retention WHERE walked > 0 OR begun < now() - $1::interval`
 	sqlDue = `
 WITH page AS MATERIALIZED (
 	SELECT id, name, head, first FROM rooms WHERE id > $1 ORDER BY id LIMIT $2::bigint
 )
 SELECT coalesce(max(p.id), 0), count(*), array_agg(p.name) FILTER (WHERE p.first <= p.head AND
 	(p.head - p.first >= $3::bigint OR EXISTS (
-		SELECT FROM messages m WHERE m.room_id = p.id AND m.seq = p.first AND m.at < now() - $4::interval)))
+		SELECT FROM messages m WHERE m.room_id = p.id AND m.seq = p.first AND m.at < $4::timestamptz)))
 FROM page p`
 	sqlWalk = `
 UPDATE retention SET walked = $1, begun = CASE WHEN walked = 0 THEN now() ELSE begun END`
@@ -51,15 +51,17 @@ func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms 
 			return err
 		}
 		var walked int64
-		err := tx.QueryRow(ctx, sqlWalked, retentionInterval/2).Scan(&walked)
+		var clock time.Time
+		err := tx.QueryRow(ctx, sqlWalked, retentionInterval/2).Scan(&walked, &clock)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil // another node has completed a walk recently
 		}
 		if err != nil {
 			return err
 		}
+		p.clock.observe(clock)
 		var n int
-		if err := tx.QueryRow(ctx, sqlDue, walked, walkPageSize, orNull(policy.count), orNull(policy.age)).Scan(&walked, &n, &rooms); err != nil {
+		if err := tx.QueryRow(ctx, sqlDue, walked, walkPageSize, orNull(policy.count), p.ageCutoff(policy)).Scan(&walked, &n, &rooms); err != nil {
 			return err
 		}
 		if ended = n < walkPageSize; ended {
@@ -73,6 +75,15 @@ func (p *Postgres) walkStep(ctx context.Context, policy retentionPolicy) (rooms 
 	return rooms, ended, err
 }
 
+// ageCutoff returns the time before which messages are too old, or nil without a
+// bound on age.
+func (p *Postgres) ageCutoff(policy retentionPolicy) *time.Time {
+	if policy.age == 0 {
+		return nil
+	}
+	return orNull(p.clock.cutoff(policy.age))
+}
+
 // sqlTrim deletes the messages first and updates the room's row last, so that
 // publishers wait only for its commit. rooms.first is right without a lock on
 // the row: only this statement changes it, one at a time, and sets it just
@@ -83,7 +94,7 @@ WITH old AS MATERIALIZED (
 	SELECT m.room_id, m.seq FROM rooms r, LATERAL (
 		SELECT room_id, seq, at FROM messages WHERE room_id = r.id AND seq >= r.first ORDER BY seq LIMIT $4::bigint
 	) m
-	WHERE r.name = $1 AND (m.seq <= r.head - $2::bigint OR m.at < now() - $3::interval)
+	WHERE r.name = $1 AND (m.seq <= r.head - $2::bigint OR m.at < $3::timestamptz)
 ), deleted AS (
 	DELETE FROM messages USING (SELECT room_id, min(seq) AS low, max(seq) AS high FROM old GROUP BY room_id) o
 	WHERE messages.room_id = o.room_id AND messages.seq BETWEEN o.low AND o.high
@@ -113,7 +124,7 @@ func (p *Postgres) trim(ctx context.Context, room message.Room, policy retention
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, retentionLock); err != nil {
 			return err
 		}
-		err := tx.QueryRow(ctx, sqlTrim, string(room), orNull(policy.count), orNull(policy.age), trimRows).Scan(&removed)
+		err := tx.QueryRow(ctx, sqlTrim, string(room), orNull(policy.count), p.ageCutoff(policy), trimRows).Scan(&removed)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil // nothing to remove: another node has trimmed the room
 		}

@@ -33,6 +33,7 @@ type SQLite struct {
 	saved  bool     // save has succeeded
 	saveTo string   // the copy that save makes, "" for none
 
+	clock  *pruneClock
 	walked int64 // id of the room that walkStep inspected last; owned by retentionLoop
 
 	stop   context.CancelFunc // ends loops
@@ -69,7 +70,8 @@ func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
 	} else if restricted {
 		c.Logger.Info("the files of the log were taken from other users of this machine", "file", lock.path)
 	}
-	s := &SQLite{cfg: c, m: newMetrics(c.Registerer), lockFile: lock}
+	s := &SQLite{cfg: c, m: newMetrics(c.Registerer), lockFile: lock, clock: newPruneClock(c.longestKept())}
+	s.clock.observe(time.Now())
 	if err := s.open(ctx, lock.path); err != nil {
 		return nil, errors.Join(err, s.closeFiles())
 	}
@@ -236,7 +238,7 @@ func (s *SQLite) prune(ctx context.Context) error {
 	}{{"prune_commits", sqlitePruneCommits, feedRetention}, {"prune_ids", sqlitePruneIDs, s.cfg.IDWindow}} {
 		for full := true; full; {
 			began := time.Now()
-			n, err := s.pruneOnce(ctx, job.sql, began.Add(-job.kept))
+			n, err := s.pruneOnce(ctx, job.sql, s.cutoff(job.kept))
 			s.m.observe(job.name, began)
 			if err != nil {
 				return fmt.Errorf("%s: %w", job.name, err)
@@ -245,6 +247,13 @@ func (s *SQLite) prune(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// cutoff returns the time before which everything has been stored for longer than
+// kept.
+func (s *SQLite) cutoff(kept time.Duration) time.Time {
+	s.clock.observe(time.Now())
+	return s.clock.cutoff(kept)
 }
 
 // The statements of prune take the time before which rows are removed, in µs

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"switchyard/internal/message"
@@ -109,21 +110,26 @@ func readMessages(ctx context.Context, tx *sql.Tx, page *message.Page, name mess
 }
 
 // Commits returns the heads of the rooms with commits since the cursor was
-// returned, and the next cursor. For cursor 0 it returns only the next cursor.
+// returned, and the next cursor. For cursor "" it returns only the next cursor.
 // SQLite has one writer, which commits in the order of the feed's ids, so the
 // id after the last is a cursor that skips nothing.
 func (s *SQLite) Commits(ctx context.Context, cursor message.Cursor) (c message.Commits, err error) {
 	err = s.snapshot(ctx, "commits", func(ctx context.Context, tx *sql.Tx) error {
-		var floor message.Cursor
+		var floor, next int64
 		err := tx.QueryRowContext(ctx, `SELECT epoch, feed_floor, max(feed_floor, coalesce((SELECT max(id) + 1 FROM commits), 0)) FROM meta`).
-			Scan(&c.Epoch, &floor, &c.Next)
-		if err != nil || cursor == 0 {
+			Scan(&c.Epoch, &floor, &next)
+		c.Next = message.Cursor(strconv.FormatInt(next, 10))
+		if err != nil || cursor == "" {
 			return err
 		}
+		from, err := strconv.ParseInt(string(cursor), 10, 64)
+		if err != nil {
+			return fmt.Errorf("the cursor %q is none of this log: %w", cursor, err)
+		}
 		// A cursor above the next one is of another epoch of the file.
-		c.Incomplete = cursor < floor || cursor > c.Next
+		c.Incomplete = from < floor || from > next
 		heads, err := scanHeads(ctx, tx, `SELECT room, max(head) FROM commits WHERE id >= ? GROUP BY room LIMIT ?`,
-			int64(cursor), feedRooms+1)
+			from, feedRooms+1)
 		if len(heads) > feedRooms {
 			c.Incomplete, heads = true, heads[:feedRooms]
 		}

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"time"
 
 	"switchyard/internal/message"
 )
@@ -20,7 +19,7 @@ func (s *SQLite) walkStep(ctx context.Context, policy retentionPolicy) (rooms []
 	err = s.snapshot(ctx, "retention", func(ctx context.Context, tx *sql.Tx) (err error) {
 		rows, err := tx.QueryContext(ctx, `SELECT id, name, first <= head AND (head - first >= ?3 OR EXISTS (
 				SELECT 1 FROM messages m WHERE m.room_id = r.id AND m.seq = r.first AND m.at < ?4))
-			FROM rooms r WHERE id > ?1 ORDER BY id LIMIT ?2`, s.walked, walkPageSize, orNull(policy.count), ageCutoff(policy))
+			FROM rooms r WHERE id > ?1 ORDER BY id LIMIT ?2`, s.walked, walkPageSize, orNull(policy.count), s.ageCutoff(policy))
 		if err != nil {
 			return err
 		}
@@ -46,11 +45,11 @@ func (s *SQLite) walkStep(ctx context.Context, policy retentionPolicy) (rooms []
 
 // ageCutoff returns the time before which messages are too old, in µs since
 // 1970, or nil without a bound on age.
-func ageCutoff(policy retentionPolicy) *int64 {
+func (s *SQLite) ageCutoff(policy retentionPolicy) *int64 {
 	if policy.age == 0 {
 		return nil
 	}
-	return orNull(time.Now().Add(-policy.age).UnixMicro())
+	return orNull(s.cutoff(policy.age).UnixMicro())
 }
 
 func (s *SQLite) trim(ctx context.Context, room message.Room, policy retentionPolicy) (removed int, err error) {
@@ -74,7 +73,7 @@ func (s *SQLite) trim(ctx context.Context, room message.Room, policy retentionPo
 			SELECT max(m.seq) FROM (
 				SELECT seq, at FROM messages WHERE room_id = r.id AND seq >= r.first ORDER BY seq LIMIT ?4
 			) m WHERE m.seq <= r.head - ?2 OR m.at < ?3)
-		FROM rooms r WHERE r.name = ?1`, string(room), orNull(policy.count), ageCutoff(policy), sqliteTrimRows).Scan(&id, &first, &last)
+		FROM rooms r WHERE r.name = ?1`, string(room), orNull(policy.count), s.ageCutoff(policy), sqliteTrimRows).Scan(&id, &first, &last)
 	if err != nil || !last.Valid {
 		return 0, err
 	}

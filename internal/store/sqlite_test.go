@@ -74,7 +74,7 @@ func TestARestoredSQLiteFileBeginsANewEpoch(t *testing.T) {
 			}
 			restore(t, f, earlier)
 			n = f.startNode()
-			cursor, err := n.Commits(t.Context(), 1)
+			cursor, err := n.Commits(t.Context(), "1")
 			if err != nil || !cursor.Incomplete {
 				t.Errorf("an old cursor: %+v, %v", cursor, err)
 			}
@@ -94,7 +94,7 @@ func TestTheFeedOfANewEpochMissesNothing(t *testing.T) {
 	t.Parallel()
 	f := newSQLiteFixture(t)
 	n := f.startNode()
-	start, err := n.Commits(t.Context(), 0)
+	start, err := n.Commits(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -109,6 +109,12 @@ func (c Config) retentionPolicy() retentionPolicy {
 	return retentionPolicy{age: c.RetentionAge, count: int64(c.RetentionCount)}
 }
 
+// longestKept returns the longest time that anything is kept before it is removed
+// by its age.
+func (c Config) longestKept() time.Duration {
+	return max(feedRetention, c.IDWindow, c.RetentionAge)
+}
+
 func setDefault[T comparable](field *T, value T) {
 	var zero T
 	if *field == zero {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"switchyard/internal/client"
 	"switchyard/internal/load"
 	"switchyard/internal/message"
@@ -31,24 +33,63 @@ func BenchmarkDeliveryAcrossNodes(b *testing.B) {
 				}
 			}
 			d := newDeliveryBench(b, env)
-			for i := range 2 * benchRooms { // warms up, and is not measured
-				d.publish(i)
-			}
-			d.waitDelivered()
-			d.resetLatencies()
+			d.warmUp()
 			killBroker()
-			began := time.Now()
-			for i := 0; b.Loop(); i++ {
-				// A ticker would skip the publishes that it is late for.
-				<-time.After(time.Until(began.Add(time.Duration(i) * time.Second / benchRate)))
-				d.publish(i)
-			}
-			d.waitDelivered()
-			for q, unit := range map[float64]string{0.5: "p50-ms", 0.95: "p95-ms", 0.99: "p99-ms", 1: "max-ms"} {
-				b.ReportMetric(float64(d.latencies.Quantile(q).Microseconds())/1000, unit)
-			}
+			d.measure()
 		})
 	}
+}
+
+// BenchmarkDeliveryBesideAnOldTransaction measures the same without Redis: undisturbed,
+// with a transaction open in another database of the server while half an hour's rows of
+// the commit feed were written, and after its end.
+func BenchmarkDeliveryBesideAnOldTransaction(b *testing.B) {
+	const rows = 30 * 60 * 100 // 100 batches a second
+	for _, when := range []string{"undisturbed", "open", "ended"} {
+		b.Run(when, func(b *testing.B) {
+			pg := testkit.StartPostgres(b)
+			d := newDeliveryBench(b, map[string]string{"DATABASE_URL": pg.URL()})
+			pg.Exec("CREATE DATABASE elsewhere")
+			other, err := pgx.Connect(b.Context(), pg.URLOf("elsewhere"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer other.Close(context.Background())
+			exec := func(sql string) {
+				if _, err := other.Exec(b.Context(), sql); err != nil {
+					b.Fatalf("%s: %v", sql, err)
+				}
+			}
+			if when != "undisturbed" {
+				exec("BEGIN")
+				exec("SELECT pg_current_xact_id()")
+			}
+			insertFeedRows(pg, rows)
+			d.warmUp()
+			if when == "ended" {
+				exec("COMMIT")
+			}
+			d.measure()
+		})
+	}
+}
+
+// insertFeedRows inserts rows of batches of the last half hour, with transaction ids
+// that were given out before.
+func insertFeedRows(pg *testkit.PG, rows int) {
+	pg.Exec(fmt.Sprintf(`
+		CREATE TEMPORARY TABLE burned (i int);
+		DO $$ BEGIN
+			FOR i IN 1..%[1]d LOOP
+				BEGIN
+					INSERT INTO burned VALUES (i); -- gives this subtransaction an id
+				EXCEPTION WHEN division_by_zero THEN END;
+			END LOOP;
+		END $$;
+		INSERT INTO commits
+		SELECT (pg_current_xact_id()::text::bigint + i)::text::xid8, ARRAY['fed-' || i], '{1}',
+			clock_timestamp() - interval '30 minutes' * (%[1]d - i) / %[1]d
+		FROM burned`, rows))
 }
 
 const (
@@ -84,6 +125,31 @@ func newDeliveryBench(b *testing.B, env map[string]string) *deliveryBench {
 		}
 	}
 	return d
+}
+
+// warmUp delivers some messages, which are not measured.
+func (d *deliveryBench) warmUp() {
+	d.b.Helper()
+	for i := range 2 * benchRooms {
+		d.publish(i)
+	}
+	d.waitDelivered()
+	d.resetLatencies()
+}
+
+// measure publishes benchRate messages a second, and reports how long they took.
+func (d *deliveryBench) measure() {
+	d.b.Helper()
+	began := time.Now()
+	for i := 0; d.b.Loop(); i++ {
+		// A ticker would skip the publishes that it is late for.
+		<-time.After(time.Until(began.Add(time.Duration(i) * time.Second / benchRate)))
+		d.publish(i)
+	}
+	d.waitDelivered()
+	for q, unit := range map[float64]string{0.5: "p50-ms", 0.95: "p95-ms", 0.99: "p99-ms", 1: "max-ms"} {
+		d.b.ReportMetric(float64(d.latencies.Quantile(q).Microseconds())/1000, unit)
+	}
 }
 
 func (d *deliveryBench) dial(node *testkit.Server) *client.Client {

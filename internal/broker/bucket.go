@@ -67,6 +67,8 @@ func newBucket(r *Redis, index int) *bucket {
 		b.subscriber.onChange = func() {}
 	} else {
 		b.subscriber.onChange = r.updateHealth
+		b.subscriber.abandoned, b.subscriber.probe = make(chan abandonment, 1), newProbeRoom()
+		_, _ = b.subscriber.rooms.add(b.subscriber.probe) // subscribed on each connection
 	}
 	return b
 }

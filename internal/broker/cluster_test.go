@@ -203,3 +203,28 @@ func TestAnAddressWithoutAHostUsesTheServersHost(t *testing.T) {
 		}
 	}
 }
+
+// A master of a cluster is demoted and lives on as a replica. What is published
+// there still reaches the others, by the bus of the cluster, until the nodes have
+// learned of the new master.
+func TestADemotedClusterMaster(t *testing.T) {
+	t.Parallel()
+	c := testkit.StartRedisCluster(t)
+	old := c.Nodes()[0]
+	room := roomOn(t, c, old)
+	late := openNodeWithoutPolling(t, c.URL()) // it learns of the new master from the old one only
+	a := openNode(t, Config{URL: c.URL()})
+	late.mustSubscribe(t, room)
+	a.mustSubscribe(t, room)
+	young := c.Demote(old)
+	b := openNode(t, Config{URL: c.URL()})
+	b.mustSubscribe(t, room)
+	for i, pair := range [][2]*node{{late, b}, {b, late}, {a, b}, {b, a}, {late, a}} {
+		publishUntilReceived(t, pair[0], pair[1], room, fmt.Sprint(i))
+	}
+	channel := a.brokerUnderTest.(*Redis).channel(room)
+	testkit.Eventually(t, "all to follow", func() bool {
+		return young.Do(t, "PUBSUB", "SHARDNUMSUB", channel) == channel+" 3"
+	})
+	publishUntilReceived(t, late, a, room, "late to moved")
+}

@@ -27,6 +27,7 @@ type fakeRedis struct {
 	down        bool          // it refuses connections
 	frozen      bool          // it accepts connections and commands, and answers nothing
 	delay       time.Duration // of each answer
+	countless   bool          // it answers each PUBLISH with 0
 	slots       string        // its answer to CLUSTER SLOTS
 	connections map[*fakeSession]bool
 	commands    map[string]int // how often it got each, by upper-case name
@@ -241,7 +242,11 @@ func (f *fakeRedis) do(s *fakeSession, command []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	name := strings.ToUpper(command[0])
-	f.commands[name]++
+	if name == "PUBLISH" && strings.Contains(command[1], "/probe/") {
+		f.commands["probe"]++
+	} else {
+		f.commands[name]++
+	}
 	switch name {
 	case "PING":
 		if len(s.channels) > 0 {
@@ -264,6 +269,9 @@ func (f *fakeRedis) do(s *fakeSession, command []string) {
 				n++
 				other.answers <- "*3\r\n" + bulk(kind) + bulk(command[1]) + bulk(command[2])
 			}
+		}
+		if f.countless {
+			n = 0
 		}
 		s.answers <- fmt.Sprintf(":%d\r\n", n)
 	case "CLUSTER":

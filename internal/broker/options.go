@@ -3,15 +3,9 @@ package broker
 import (
 	"context"
 	"net"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 )
-
-// masterLifetime is how long a connection to the sentinels' master is used. A
-// replaced master that could not be demoted continues to answer, and only a new
-// connection reaches the new master.
-const masterLifetime = 30 * time.Second
 
 // Options returns the options of a client for commands on the Redis of
 // REDIS_URL, so that the URL is parsed in one place. With sentinels, each dial
@@ -26,13 +20,12 @@ func Options(url string) (*redis.UniversalOptions, error) {
 	opts := &redis.UniversalOptions{
 		Addrs: c.addrs, IsClusterMode: c.topology == topologyCluster, DB: c.server.DB,
 		Username: c.server.Username, Password: c.server.Password, TLSConfig: c.server.TLSConfig,
-		Protocol: c.server.Protocol, DisableIdentity: true, PipelinePoolSize: -1,
+		Protocol: c.server.Protocol, DisableIdentity: true, PipelinePoolSize: -1, OnConnect: c.server.OnConnect,
 		DialTimeout: redisTimeout, ReadTimeout: redisTimeout, WriteTimeout: redisTimeout, DialerRetries: 1,
 	}
 	if c.topology == topologySentinel {
 		opts.Addrs = c.addrs[:1] // names the pool only: the dialer ignores it
 		opts.Dialer = newSentinels(c).dial
-		opts.ConnMaxLifetime = masterLifetime
 	}
 	return opts, nil
 }

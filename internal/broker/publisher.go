@@ -19,6 +19,7 @@ const roundTripBytes = 4 << 20
 // must not arrive twice.
 type publisher struct {
 	client  *redis.Client
+	next    chan *redis.Client // replaces client, which is then closed
 	channel func(message.Room) string
 	sharded bool
 	logger  *slog.Logger
@@ -42,10 +43,13 @@ func (p *publisher) sendLoop(ctx context.Context) {
 	for {
 		select {
 		case <-p.queue.wake:
+		case next := <-p.next:
+			_ = p.client.Close()
+			p.client = next
 		case <-ctx.Done():
 			return
 		}
-		for p.up() && ctx.Err() == nil {
+		for p.up() && ctx.Err() == nil && len(p.next) == 0 {
 			batch = p.queue.dequeue(batch[:0], roundTripBytes)
 			if len(batch) == 0 {
 				break
@@ -58,6 +62,17 @@ func (p *publisher) sendLoop(ctx context.Context) {
 			<-ctx.Done()
 			return
 		}
+	}
+}
+
+// closeClients closes the connection, and the one that would have replaced it.
+// sendLoop and the renewal have ended.
+func (p *publisher) closeClients() {
+	_ = p.client.Close()
+	select {
+	case next := <-p.next:
+		_ = next.Close()
+	default:
 	}
 }
 

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"math"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -16,6 +17,7 @@ type server struct {
 	// up. It is nil outside a cluster, where the subscriber of the only bucket
 	// shows it.
 	monitor *subscriber
+	renewal *renewal        // nil in a cluster, whose servers tell of every change themselves
 	ctx     context.Context // ends when the loops must end
 	cancel  context.CancelFunc
 }
@@ -35,9 +37,16 @@ func (r *Redis) newServer(addr string) *server {
 		}
 		up = s.monitor.rooms.isUp
 	}
+	newClient := func() *redis.Client { return redis.NewClient(withAddr(r.config.server, addr)) }
 	s.publisher = &publisher{
-		client: redis.NewClient(withAddr(r.config.server, addr)), sharded: r.sharded(), channel: r.channel,
+		client: newClient(), next: make(chan *redis.Client, 1), sharded: r.sharded(), channel: r.channel,
 		logger: r.logger, metrics: r.metrics, queue: queue, up: up, sendLoopDone: make(chan struct{}), reroute: r.reroute,
+	}
+	if !r.sharded() {
+		s.renewal = &renewal{
+			publisher: s.publisher, subscriber: r.buckets[0].subscriber, newClient: newClient,
+			every: renewEvery, client: s.publisher.client,
+		}
 	}
 	return s
 }
@@ -46,8 +55,13 @@ func (r *Redis) newServer(addr string) *server {
 // r.mu held.
 func (s *server) start(r *Redis) {
 	r.loops.Go(func() {
+		var renewing sync.WaitGroup
+		if s.renewal != nil {
+			renewing.Go(func() { s.renewal.loop(s.ctx) })
+		}
 		s.publisher.sendLoop(s.ctx)
-		_ = s.publisher.client.Close()
+		renewing.Wait() // bounded by redisTimeout: its context has ended
+		s.publisher.closeClients()
 	})
 	if s.monitor != nil {
 		r.loops.Go(func() { s.monitor.connectLoop(s.ctx, r.receive) })

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"switchyard/internal/message"
 )
 
 const (
@@ -48,6 +50,9 @@ type subscriber struct {
 	metrics             *metrics
 	rooms               *subscriptions
 	ownerMayHaveChanged chan struct{} // holds a token when isOwner may have changed; nil: never
+	probe               message.Room  // of a renewal, which only counts its subscribers; "": none
+	connection          atomic.Int64  // the number of the present connection, or of the last one
+	abandoned           chan abandonment
 
 	// locate returns the address to connect to after the last connection.
 	locate func(ctx context.Context, last connectionResult) (string, error)
@@ -65,6 +70,21 @@ type subscriber struct {
 func (s *subscriber) reconnectNow() {
 	select {
 	case s.ownerMayHaveChanged <- struct{}{}:
+	default:
+	}
+}
+
+// An abandonment is the reason for which one connection must end.
+type abandonment struct {
+	connection int64
+	reason     error
+}
+
+// abandon ends the connection with this number, if it is still the present one,
+// and makes the subscriber connect again. It never blocks.
+func (s *subscriber) abandon(connection int64, reason error) {
+	select {
+	case s.abandoned <- abandonment{connection, reason}:
 	default:
 	}
 }
@@ -109,6 +129,10 @@ func (s *subscriber) connectLoop(ctx context.Context, receive Receive) {
 // attempt, and returns the text of the logged error. A moved bucket is not an
 // outage.
 func (s *subscriber) logFailure(last connectionResult, lastLogged string) string {
+	if errors.Is(last.err, errMoved) {
+		s.logger.Info("Redis is another server now; reconnecting", "addr", last.addr)
+		return lastLogged
+	}
 	_, redirected := redis.IsMovedError(last.err)
 	if redirected || errors.Is(last.err, errOwnerChanged) || errors.Is(last.err, errUnsubscribedByServer) || last.err.Error() == lastLogged {
 		return lastLogged
@@ -161,6 +185,7 @@ func (s *subscriber) runConnection(
 	if _, err := pubsub.ReceiveTimeout(ctx, redisTimeout); err != nil {
 		return connectionResult{addr, fmt.Errorf("first ping: %w", err)}
 	}
+	s.connection.Add(1)
 	s.rooms.connected()
 	onUp(addr)
 	s.onChange()
@@ -175,7 +200,7 @@ func (s *subscriber) runConnection(
 // dialOnceOptions returns options with which a client can dial only once.
 func dialOnceOptions(opts redis.Options, addr string) *redis.Options {
 	one := withAddr(opts, addr)
-	dial := one.Dialer // set by tests only
+	dial := one.Dialer
 	if dial == nil {
 		dial = redis.NewDialer(one)
 	}
@@ -190,8 +215,8 @@ func dialOnceOptions(opts redis.Options, addr string) *redis.Options {
 }
 
 // writeLoop pings each second and writes the commands of the subscriptions. It
-// ends when ctx ends, when a write fails, when another server owns the rooms, or
-// when the connection is idle.
+// ends when ctx ends, when a write fails, when another server owns the rooms,
+// when the connection is abandoned, or when it is idle.
 func (s *subscriber) writeLoop(ctx context.Context, addr string, pubsub *redis.PubSub) error {
 	ping := time.NewTicker(pingEvery)
 	defer ping.Stop()
@@ -203,6 +228,10 @@ func (s *subscriber) writeLoop(ctx context.Context, addr string, pubsub *redis.P
 		case <-s.ownerMayHaveChanged:
 			if s.isOwner != nil && !s.isOwner(addr) {
 				err = errOwnerChanged
+			}
+		case a := <-s.abandoned:
+			if a.connection == s.connection.Load() {
+				err = a.reason
 			}
 		case <-ping.C:
 			if s.checkIdle != nil && s.checkIdle() {
@@ -253,7 +282,9 @@ func (s *subscriber) readLoop(ctx context.Context, pubsub *redis.PubSub, receive
 		}
 		switch got := got.(type) {
 		case *redis.Message:
-			receive(roomOf(s.prefix, got.Channel), []byte(got.Payload))
+			if room := roomOf(s.prefix, got.Channel); room != s.probe {
+				receive(room, []byte(got.Payload))
+			}
 		case *redis.Subscription:
 			room := roomOf(s.prefix, got.Channel)
 			if got.Kind == "sunsubscribe" && s.rooms.isConfirmed(room) {

@@ -87,6 +87,9 @@ func readURL(raw string) (*redisConfig, error) {
 	c.server.Password, _ = u.User.Password()
 	setLimits(&c.server)
 	setLimits(&c.sentinel)
+	if topo != topologyCluster { // whose servers are known by their slots
+		c.server.OnConnect = refuseReplica
+	}
 	return c, nil
 }
 
@@ -201,8 +204,8 @@ func setLimits(opts *redis.Options) {
 	opts.Protocol = 2 // RESP3 would only add push messages to filter
 	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = redisTimeout, redisTimeout, redisTimeout
 	opts.DialerRetries = 1
-	opts.MaxRetries = -1 // a retried publish could deliver a signal twice
-	opts.PoolSize = 2
+	opts.MaxRetries = -1       // a retried publish could deliver a signal twice
+	opts.PoolSize = 1          // all commands of a client go to one server, also when the address leads to two
 	opts.PipelinePoolSize = -1 // the ordinary pool serves only pipelines
 	opts.DisableIdentity = true
 }

@@ -16,6 +16,7 @@ const (
 	documentedDetection  = 4 * time.Second // a frozen Redis, or a cut network, is noticed
 	documentedReconnect  = time.Second     // the longest wait between two attempts
 	documentedIOTimeout  = 500 * time.Millisecond
+	documentedRenewal    = 4 * time.Second  // another server at the address is noticed
 	documentedBucketIdle = 10 * time.Second // a bucket without rooms keeps its connection
 )
 

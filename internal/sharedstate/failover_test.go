@@ -77,9 +77,7 @@ func TestAPlannedFailover(t *testing.T) {
 	testkit.Eventually(t, "the new master saves sessions", func() bool { return a.trySave(t, s, false) == message.SaveDone })
 	b.changePresence(message.PresenceJoined, "lobby", "bob")
 	a.waitUsersIn(t, "lobby", "ada bob")
-	before := a.countEvents(isPresenceEventOf("den"))
-	b.changePresence(message.PresenceJoined, "den", "bob")
-	testkit.Eventually(t, "events arrive by the new master", func() bool { return a.countEvents(isPresenceEventOf("den")) > before })
+	mustExchangeEvents(t, a, b, "by the new master")
 }
 
 // The sessions on a lost master of a cluster are unavailable until it is
@@ -202,4 +200,96 @@ func TestAnEmptiedMasterOfACluster(t *testing.T) {
 	if complete != len(rooms) {
 		t.Errorf("%d rooms have both members, want %d", complete, len(rooms))
 	}
+}
+
+// mustExchangeEvents checks that events go both ways between two nodes.
+func mustExchangeEvents(t *testing.T, a, b *testNode, what string) {
+	t.Helper()
+	for _, pair := range [][2]*testNode{{a, b}, {b, a}} {
+		from, to := pair[0], pair[1]
+		isFrom := func(e message.NodeEvent) bool { return e.Kind == message.EventSessionLive && e.Node == from.cfg.Node }
+		before := to.countEvents(isFrom)
+		testkit.Eventually(t, what+": events from "+from.cfg.Node+" arrive at "+to.cfg.Node, func() bool {
+			from.sendEvent(to.cfg.Node, message.NodeEvent{Kind: message.EventSessionLive})
+			return to.countEvents(isFrom) > before
+		})
+	}
+}
+
+// A managed service fails over: its address leads to the new primary, and the old
+// one lives on as a replica that keeps its connections. Then a node starts.
+func TestAManagedFailover(t *testing.T) {
+	t.Parallel()
+	old := testkit.StartRedis(t)
+	young := testkit.StartRedisReplica(t, old)
+	address := testkit.NewProxy(t, old.Addr())
+	a, b := startPair(t, redisAt("redis://"+address.Addr()), nil)
+	waitAllVisible(t, a, b)
+	secret, s := a.New("ada")
+	a.save(t, withTwoRooms(s))
+	a.changePresence(message.PresenceJoined, "lobby", "ada")
+	if err := a.Ban(testContext(t), "eve", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	b.waitUsersIn(t, "lobby", "ada")
+	testkit.Eventually(t, "the replica has the session", func() bool { return young.Do(t, "EXISTS", a.cfg.Prefix+"s:"+string(s.ID)) == "1" })
+
+	young.Promote(t, old)
+	address.Retarget(young.Addr())
+	c := startAnotherNode(t, a, "node-c")
+	testkit.Eventually(t, "all nodes see each other", func() bool { return a.seesNodes(3) && b.seesNodes(3) && c.seesNodes(3) })
+	mustExchangeEvents(t, a, c, "after the failover")
+	testkit.Eventually(t, "the new node knows the ban", func() bool { return c.isBanned("eve") })
+	c.changePresence(message.PresenceJoined, "lobby", "cyd")
+	for _, n := range []*testNode{a, b, c} {
+		n.waitUsersIn(t, "lobby", "ada cyd")
+	}
+	testkit.Eventually(t, "the session resumes at the new node", func() bool {
+		_, ok, _ := c.Resume(testContext(t), secret, "ada")
+		return ok
+	})
+	a.wantOutagesLoggedOnce(t, 0)
+}
+
+// The address leads to another Redis, which is a primary, too, and empty. The
+// first one answers as before.
+func TestAnAddressThatLeadsToAnotherRedisIsFollowed(t *testing.T) {
+	t.Parallel()
+	first, second := testkit.StartRedis(t), testkit.StartRedis(t)
+	address := testkit.NewProxy(t, first.Addr())
+	a := startNodes(t, redisAt("redis://"+address.Addr()), nil, "node-a")[0]
+	a.changePresence(message.PresenceJoined, "lobby", "ada")
+	a.waitUsersIn(t, "lobby", "ada")
+	address.Retarget(second.Addr())
+	c := startAnotherNode(t, a, "node-c")
+	testkit.Eventually(t, "both nodes see each other", func() bool { return a.seesNodes(2) && c.seesNodes(2) })
+	mustExchangeEvents(t, a, c, "on the second Redis")
+	c.waitUsersIn(t, "lobby", "ada")
+}
+
+// While the address leads to a replica, the shared state is down and the log says
+// why, once.
+func TestAReplicaIsNotTheSharedState(t *testing.T) {
+	t.Parallel()
+	primary := testkit.StartRedis(t)
+	replica := testkit.StartRedisReplica(t, primary)
+	cfg, open := redisAt(replica.URL())(t)
+	p := &testNode{logs: new(testkit.Logs)}
+	cfg.Node, cfg.Logger = "node-a", p.logs.Logger()
+	n, err := open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.Close(testContext(t)) })
+	p.Node = n
+	n.Start(Hooks{Notify: p.onEvent})
+	testkit.Eventually(t, "the log says why", func() bool { return p.logs.Count("read-only replica") == 1 })
+	_, s := p.New("ada")
+	if got := p.trySave(t, s, false); got != message.SaveFailed || n.Up() {
+		t.Errorf("save: %v, up %v", saveResults[got], n.Up())
+	}
+	replica.Promote(t, primary)
+	testkit.Eventually(t, "the promoted replica saves", func() bool { return p.trySave(t, s, false) == message.SaveDone })
+	p.waitEvent(t, "that it listens", func(e message.NodeEvent) bool { return e.Kind == message.EventMissed })
+	p.wantOutagesLoggedOnce(t, 1)
 }

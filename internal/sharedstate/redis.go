@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -51,7 +52,9 @@ func (discardRedisLog) Printf(context.Context, string, ...any) {}
 // script, so that it is atomic. All keys of a script have the same hash tag, so
 // that a cluster has them on one server.
 type redisBackend struct {
-	client  redis.UniversalClient
+	opts    redis.UniversalOptions
+	client  atomic.Pointer[redis.UniversalClient] // which renewLoop replaces
+	renew   chan struct{}                         // holds a token when it should do so now
 	prefix  string
 	ttl     time.Duration
 	timeout time.Duration
@@ -88,10 +91,15 @@ func openRedis(cfg Config, m *metrics) *redisBackend {
 	opts.MaxRetries = -1 // the callers retry, because they know what is safe to repeat
 	opts.MaxRedirects = 2
 	r := &redisBackend{
-		client: redis.NewUniversalClient(&opts), prefix: cfg.Prefix, ttl: cfg.TTL, timeout: cfg.timeout,
+		opts: opts, renew: make(chan struct{}, 1), prefix: cfg.Prefix, ttl: cfg.TTL, timeout: cfg.timeout,
 		health: newHealth(cfg.Logger, m), metrics: m, calls: make(chan *call, maxQueuedCalls),
 	}
+	client := redis.NewUniversalClient(&opts)
+	r.client.Store(&client)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
+	if !opts.IsClusterMode { // whose servers tell of every change themselves
+		r.loops.Go(r.renewLoop)
+	}
 	for range batchWorkers {
 		r.loops.Go(r.batchLoop)
 	}
@@ -103,7 +111,7 @@ func (r *redisBackend) up() bool { return r.health.isUp() }
 func (r *redisBackend) close() error {
 	r.cancel()
 	r.loops.Wait()
-	return r.client.Close()
+	return (*r.client.Load()).Close()
 }
 
 // run makes calls in one round trip. Each call gets its own error; run returns
@@ -143,7 +151,7 @@ func (r *redisBackend) run(ctx context.Context, operation string, calls ...*call
 func (r *redisBackend) roundTrip(
 	ctx context.Context, calls []*call, add func(redis.Pipeliner, *call) *redis.Cmd,
 ) (unknown []*call) {
-	pipe := r.client.Pipeline()
+	pipe := (*r.client.Load()).Pipeline()
 	cmds := make([]*redis.Cmd, len(calls))
 	for i, c := range calls {
 		cmds[i] = add(pipe, c)
@@ -156,6 +164,9 @@ func (r *redisBackend) roundTrip(
 		}
 		if redis.HasErrorPrefix(calls[i].err, "NOSCRIPT") {
 			unknown = append(unknown, calls[i])
+		}
+		if redis.HasErrorPrefix(calls[i].err, "READONLY") {
+			r.renewNow()
 		}
 	}
 	return unknown

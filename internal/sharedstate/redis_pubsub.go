@@ -45,7 +45,7 @@ func (r *redisBackend) send(ctx context.Context, batch []envelope) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	pipe := r.client.Pipeline()
+	pipe := (*r.client.Load()).Pipeline()
 	for _, e := range batch {
 		pipe.Publish(ctx, r.channel(e.to), e.payload)
 	}
@@ -96,12 +96,15 @@ func (r *redisBackend) listenLoop(ctx context.Context, node string, receive func
 // listen receives on one connection until it ends, and returns the reason.
 func (r *redisBackend) listen(ctx context.Context, node string, receive func([]byte), connected func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	pubsub := r.client.Subscribe(ctx)
+	opts := r.opts
+	client := redis.NewUniversalClient(&opts) // of its own, which no renewal closes
+	pubsub := client.Subscribe(ctx)
 	var loops sync.WaitGroup
 	defer func() {
 		cancel(nil)
 		_ = pubsub.Close()
 		loops.Wait()
+		_ = client.Close()
 	}()
 	// ReceiveTimeout does not end with ctx, only with the connection.
 	stop := context.AfterFunc(ctx, func() { _ = pubsub.Close() })

@@ -134,3 +134,28 @@ func (c *RedisCluster) MoveSlot(slot int) *RedisServer {
 	}
 	return c.nodes[to]
 }
+
+// Demote gives a master a replica, has the replica take its place, and returns the
+// new master. The old one lives on as its replica and keeps its connections.
+func (c *RedisCluster) Demote(node *RedisServer) *RedisServer {
+	c.tb.Helper()
+	busPort, id := FreePort(), node.Do(c.tb, "CLUSTER", "MYID")
+	node.Do(c.tb, "CONFIG", "SET", "repl-diskless-sync-delay", "0")
+	replica := StartRedis(c.tb, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
+		"--cluster-port", strconv.Itoa(busPort), "--repl-diskless-sync-delay", "0")
+	for _, known := range c.nodes {
+		known.Do(c.tb, "CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(replica.port), strconv.Itoa(busPort))
+	}
+	waitReply(c.tb, replica, "the new node to know the master", func(reply string) bool { return reply == "OK" },
+		"CLUSTER", "REPLICATE", id)
+	replica.waitFollows(c.tb)
+	for _, voter := range c.nodes {
+		waitReply(c.tb, voter, "the masters to know the replica", func(nodes string) bool {
+			return strings.Contains(nodes, " slave "+id)
+		}, "CLUSTER", "NODES")
+	}
+	waitReply(c.tb, replica, "a failover to begin", func(reply string) bool { return reply == "OK" }, "CLUSTER", "FAILOVER")
+	waitReply(c.tb, replica, "the replica to be the master", func(role string) bool { return strings.HasPrefix(role, "master ") }, "ROLE")
+	node.waitFollows(c.tb)
+	return replica
+}

@@ -18,6 +18,7 @@ func (a *App) openAuth(ctx context.Context) error {
 		JWTSecrets:    c.JWTSecrets.Reveal(),
 		KeyFile:       c.KeyFile,
 		JWKSURL:       c.JWKSURL,
+		CertFile:      c.CertFile,
 		JWKSAllowHTTP: c.JWKSAllowHTTP,
 		JWKSRefresh:   c.JWKSRefresh,
 		JWKSMaxStale:  c.JWKSMaxStale,

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -44,7 +45,8 @@ var errNoKey = errors.New("no key of the JWKS matches the token's signature")
 type jwks struct {
 	// Static after openJWKS.
 	url       string
-	client    *http.Client
+	given     *http.Client // nil: a client of this package
+	certFile  string
 	refresh   time.Duration
 	maxStale  time.Duration
 	log       *slog.Logger
@@ -56,8 +58,10 @@ type jwks struct {
 	done      chan struct{} // closed when refreshLoop has ended
 
 	// Owned by the caller of fetch: openJWKS, then refreshLoop.
-	skipped string // keys that were left out of the last set, as last logged
-	state   string // as last logged
+	skipped string         // keys that were left out of the last set, as last logged
+	roots   *x509.CertPool // of certFile when it could be used last; nil before, or without a file
+	noRoots bool           // certFile can't be used now, which is logged
+	state   string         // as last logged
 
 	// mu protects the fields below.
 	mu          sync.Mutex
@@ -71,7 +75,7 @@ type jwks struct {
 // until close.
 func openJWKS(ctx context.Context, cfg *Config, log *slog.Logger, m *metrics) *jwks {
 	j := &jwks{
-		url: cfg.JWKSURL, client: jwksClient(cfg.HTTPClient), refresh: cfg.JWKSRefresh, maxStale: cfg.JWKSMaxStale,
+		url: cfg.JWKSURL, given: cfg.HTTPClient, certFile: cfg.CertFile, refresh: cfg.JWKSRefresh, maxStale: cfg.JWKSMaxStale,
 		log: log, metrics: m, keys: jwkset.NewMemoryStorage(),
 		wake: make(chan struct{}, 1), done: make(chan struct{}), fetchDone: make(chan struct{}),
 	}

@@ -2,12 +2,15 @@ package auth
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 
@@ -21,10 +24,11 @@ const (
 )
 
 // jwksClient returns a client that does not follow redirects: only the operator
-// decides where keys come from.
-func jwksClient(given *http.Client) *http.Client {
+// decides where keys come from. It trusts roots; nil means the system's.
+func jwksClient(given *http.Client, roots *x509.CertPool) *http.Client {
 	client := &http.Client{Transport: &http.Transport{
-		Proxy: http.ProxyFromEnvironment,
+		Proxy:           http.ProxyFromEnvironment,
+		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		// The next fetch is minutes away, and a connection kept open would be stale
 		// by then.
 		DisableKeepAlives:      true,
@@ -47,7 +51,7 @@ func (j *jwks) download(ctx context.Context) (keys []jwkset.JWK, skipped string,
 		return nil, "", err
 	}
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
-	resp, err := j.client.Do(req)
+	resp, err := jwksClient(j.given, j.readRoots()).Do(req)
 	if err != nil {
 		return nil, "", err
 	}
@@ -66,6 +70,29 @@ func (j *jwks) download(ctx context.Context) (keys []jwkset.JWK, skipped string,
 		return nil, "", fmt.Errorf("it answered with over %d bytes", maxJWKS)
 	}
 	return parseJWKS(body)
+}
+
+// readRoots returns the authorities of the system and of certFile as it is now. While
+// the file can't be used, it returns those that were read last.
+func (j *jwks) readRoots() *x509.CertPool {
+	if j.certFile == "" {
+		return nil
+	}
+	content, err := os.ReadFile(j.certFile)
+	roots, systemErr := x509.SystemCertPool()
+	if systemErr != nil {
+		roots = x509.NewCertPool()
+	}
+	if err == nil && !roots.AppendCertsFromPEM(content) {
+		err = errors.New("there is no certificate in it")
+	}
+	if err == nil {
+		j.roots = roots
+	} else if !j.noRoots {
+		j.log.Warn("SSL_CERT_FILE can't be used; the authorities read before are kept", "file", j.certFile, "error", err)
+	}
+	j.noRoots = err != nil
+	return j.roots
 }
 
 // parseJWKS reads a set, and leaves out keys that can't check tokens.

@@ -3,6 +3,7 @@ package auth
 import (
 	"crypto/rsa"
 	"encoding/base64"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
@@ -15,6 +16,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 // Each answer is an outage: the last keys stay in use.
@@ -226,4 +229,27 @@ func TestUnreachableIssuers(t *testing.T) {
 			t.Errorf("%s: %s", addr, w.logged)
 		}
 	}
+}
+
+// The authority of the issuer is renewed beneath a running service. A file that can't
+// be used changes nothing.
+func TestARenewedAuthorityOfTheIssuerIsTrusted(t *testing.T) {
+	t.Parallel()
+	issuer := newIssuer(jwk(ecKey(), nil))
+	server := httptest.NewUnstartedServer(issuer)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	defer server.Close()
+	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	mount := testkit.NewMount(t, map[string][]byte{"ca.crt": authority[:len(authority)/2]})
+	w := openVerifier(t, Config{JWKSURL: server.URL, CertFile: mount.Path("ca.crt")})
+	w.refuses(sign(ecKey(), nil), ErrUnavailable)
+	if got := w.logged.Count("SSL_CERT_FILE can't be used"); got != 1 {
+		t.Errorf("%d lines about the file, want 1:\n%s", got, w.logged)
+	}
+	mount.Replace(map[string][]byte{"ca.crt": authority})
+	testkit.Eventually(t, "the keys to be fetched with the renewed authority", func() bool {
+		_, err := w.Verify(t.Context(), sign(ecKey(), nil))
+		return err == nil
+	})
 }

@@ -42,6 +42,9 @@ type Config struct {
 	// HTTPClient fetches the JWKS. Nil means a client of this package. Redirects
 	// are never followed.
 	HTTPClient *http.Client
+	// CertFile holds certificates (PEM) of authorities for JWKSURL, beside those of
+	// the system. It is read again for each fetch. Empty: the system's only.
+	CertFile   string
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }

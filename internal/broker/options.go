@@ -9,8 +9,10 @@ import (
 
 // Options returns the options of a client for commands on the Redis of
 // REDIS_URL, so that the URL is parsed in one place. With sentinels, each dial
-// asks all of them for the master, as the broker does. The caller sets bounds
-// on pools and retries.
+// asks all of them for the master, as the broker does. Outside a cluster, each
+// new connection must lead to a primary. The caller sets bounds on pools and
+// retries, and makes new connections from time to time, because the address may
+// lead to another server.
 func Options(url string) (*redis.UniversalOptions, error) {
 	c, err := parseURL(url)
 	if err != nil {
@@ -19,7 +21,7 @@ func Options(url string) (*redis.UniversalOptions, error) {
 	silenceRedisLogger()
 	opts := &redis.UniversalOptions{
 		Addrs: c.addrs, IsClusterMode: c.topology == topologyCluster, DB: c.server.DB,
-		Username: c.server.Username, Password: c.server.Password, TLSConfig: c.server.TLSConfig,
+		Username: c.server.Username, Password: c.server.Password, Dialer: c.server.Dialer,
 		Protocol: c.server.Protocol, DisableIdentity: true, PipelinePoolSize: -1, OnConnect: c.server.OnConnect,
 		DialTimeout: redisTimeout, ReadTimeout: redisTimeout, WriteTimeout: redisTimeout, DialerRetries: 1,
 	}
@@ -36,5 +38,13 @@ func (s *sentinels) dial(ctx context.Context, network, _ string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	return redis.NewDialer(&s.config.server)(ctx, network, master(0))
+	return s.config.dial(ctx, network, master(0))
+}
+
+// dial connects to a server.
+func (c *redisConfig) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if c.server.Dialer != nil {
+		return c.server.Dialer(ctx, network, addr)
+	}
+	return redis.NewDialer(&c.server)(ctx, network, addr)
 }

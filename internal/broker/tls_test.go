@@ -2,6 +2,7 @@ package broker
 
 import (
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 
@@ -89,5 +90,75 @@ func TestPubSubWorksWhenRedisIsOutOfMemory(t *testing.T) {
 	traffic.stopAndWait(t, b)
 	if got := a.metric(t, "broker_dropped_total", ""); got != 0 {
 		t.Errorf("%v dropped", got)
+	}
+}
+
+// Certificates are renewed beneath a running service, its own and those of the
+// server, by a new authority. They are mounted as Kubernetes mounts a secret.
+func TestRenewedCertificatesAreUsed(t *testing.T) {
+	t.Parallel()
+	server := testkit.StartRedisTLS(t)
+	present := func() map[string][]byte { return testkit.ReadFiles(t, server.CAFile, server.CertFile, server.KeyFile) }
+	mount := testkit.NewMount(t, present())
+	var out testkit.Logs
+	n := openNode(t, Config{
+		URL: "rediss://" + server.TLSAddr() + "?ca_file=" + mount.Path("ca.crt") +
+			"&cert_file=" + mount.Path("redis.crt") + "&key_file=" + mount.Path("redis.key"),
+		Logger: out.Logger(),
+	})
+	n.mustSubscribe(t, "r")
+	publishUntilReceived(t, n, n, "r", "with the first")
+
+	// A file that is being written, and a certificate that came before its key.
+	half, unmatched := present(), present()
+	half["ca.crt"] = half["ca.crt"][:len(half["ca.crt"])/2]
+	server.Renew(t)
+	unmatched["redis.crt"] = present()["redis.crt"]
+	server.Renew(t) // the node can't connect with either, and keeps the first
+	for _, broken := range []map[string][]byte{half, unmatched} {
+		mount.Replace(broken)
+		testkit.Eventually(t, "the broker to be down", func() bool { return !n.Up() })
+	}
+	testkit.Eventually(t, "the log to say which file", func() bool { return out.Count("certificates read before are kept") == 1 })
+
+	mount.Replace(present())
+	testkit.Eventually(t, "the broker to be up with the renewed certificates", n.Up)
+	publishUntilReceived(t, n, n, "r", "with the renewed")
+
+	// In place, without an exchange of files: the same paths as the server's.
+	inPlace := openNode(t, Config{URL: "rediss://" + server.TLSAddr() + "?ca_file=" + server.CAFile +
+		"&cert_file=" + server.CertFile + "&key_file=" + server.KeyFile})
+	inPlace.mustSubscribe(t, "r")
+	server.Renew(t)
+	publishUntilReceived(t, inPlace, inPlace, "r", "with the renewed")
+}
+
+// While the files can't be used, the certificates that were read before are used.
+func TestAHalfWrittenCertificateChangesNothing(t *testing.T) {
+	t.Parallel()
+	server := testkit.StartRedisTLS(t)
+	good := testkit.ReadFiles(t, server.CAFile, server.CertFile, server.KeyFile)
+	mount := testkit.NewMount(t, good)
+	var out testkit.Logs
+	n := openNode(t, Config{
+		URL: "rediss://" + server.TLSAddr() + "?ca_file=" + mount.Path("ca.crt") +
+			"&cert_file=" + mount.Path("redis.crt") + "&key_file=" + mount.Path("redis.key"),
+		Logger: out.Logger(),
+	})
+	n.mustSubscribe(t, "r")
+	for i, broken := range []string{"ca.crt", "redis.crt", "redis.key"} {
+		files := maps.Clone(good)
+		files[broken] = files[broken][:len(files[broken])-20]
+		mount.Replace(files)
+		server.Do(t, "CLIENT", "KILL", "TYPE", "pubsub")
+		testkit.Eventually(t, "a new connection in spite of "+broken, func() bool {
+			return n.metric(t, "broker_reconnects_total", "") > float64(i) && n.Up()
+		})
+		mount.Replace(good)
+		server.Do(t, "CLIENT", "KILL", "TYPE", "normal") // the next connection reads the good ones
+		publishUntilReceived(t, n, n, "r", "after "+broken)
+	}
+	if got := out.Count("certificates read before are kept"); got == 0 || got > 3 {
+		t.Errorf("%d lines for three broken files:\n%s", got, out.String())
 	}
 }

@@ -2,13 +2,10 @@ package broker
 
 import (
 	"cmp"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -35,6 +32,7 @@ type redisConfig struct {
 	addrs    []string // host:port of the server, the sentinels, or some of the cluster
 	master   string   // the sentinels' name for the master
 
+	tls      *tlsFiles     // nil without TLS
 	server   redis.Options // for every server; Addr is not set
 	sentinel redis.Options // for every sentinel; Addr is not set
 }
@@ -87,6 +85,9 @@ func readURL(raw string) (*redisConfig, error) {
 	c.server.Password, _ = u.User.Password()
 	setLimits(&c.server)
 	setLimits(&c.sentinel)
+	if c.tls != nil {
+		c.server.Dialer, c.sentinel.Dialer = c.tls.dialer(c.server), c.tls.dialer(c.sentinel)
+	}
 	if topo != topologyCluster { // whose servers are known by their slots
 		c.server.OnConnect = refuseReplica
 	}
@@ -166,37 +167,8 @@ func (c *redisConfig) readOptions(query string, secure bool) error {
 	case !secure:
 		return nil
 	}
-	// ServerName stays empty: each dial verifies the host that it dials.
-	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: skip == "true"} //nolint:gosec // the operator asked for it
-	if err := loadTLSFiles(conf, ca, cert, key); err != nil {
-		return err
-	}
-	c.server.TLSConfig, c.sentinel.TLSConfig = conf, conf
-	return nil
-}
-
-// loadTLSFiles loads the trusted authorities (without a file, the system's) and
-// the client's certificate, which redis-server requires by default.
-func loadTLSFiles(conf *tls.Config, ca, cert, key string) error {
-	if ca != "" {
-		pem, err := os.ReadFile(ca)
-		if err != nil {
-			return fmt.Errorf("ca_file: %w", err)
-		}
-		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return fmt.Errorf("ca_file: no certificate in %q", ca)
-		}
-	}
-	if cert == "" && key == "" {
-		return nil
-	}
-	pair, err := tls.LoadX509KeyPair(cert, key)
-	if err != nil {
-		return fmt.Errorf("cert_file and key_file: %w", err)
-	}
-	conf.Certificates = []tls.Certificate{pair}
-	return nil
+	c.tls = &tlsFiles{ca: ca, cert: cert, key: key, skipVerify: skip == "true"}
+	return c.tls.load()
 }
 
 // setLimits sets the bounds of the broker's clients.

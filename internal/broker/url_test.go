@@ -70,10 +70,10 @@ func TestAURLIsRead(t *testing.T) {
 	if p.topology != topologySentinel || p.master != "main" || !slices.Equal(p.addrs, []string{"a:1", "[::1]:26379", "c:26379"}) {
 		t.Errorf("%+v", p)
 	}
-	if p.server.Username != "app" || p.server.Password != "p@ss/" || p.server.DB != 3 || !p.server.TLSConfig.InsecureSkipVerify {
+	if p.server.Username != "app" || p.server.Password != "p@ss/" || p.server.DB != 3 || !p.tls.config().InsecureSkipVerify {
 		t.Errorf("server: %+v", p.server)
 	}
-	if p.sentinel.Username != "s" || p.sentinel.Password != "q" || p.sentinel.DB != 0 || p.sentinel.TLSConfig == nil {
+	if p.sentinel.Username != "s" || p.sentinel.Password != "q" || p.sentinel.DB != 0 || p.sentinel.Dialer == nil {
 		t.Errorf("sentinel: %+v", p.sentinel)
 	}
 	for url, want := range map[string]redisConfig{
@@ -82,7 +82,7 @@ func TestAURLIsRead(t *testing.T) {
 		"redis+cluster://a:7,b,c:8": {topology: topologyCluster, addrs: []string{"a:7", "b:6379", "c:8"}},
 	} {
 		p, err := parseURL(url)
-		if err != nil || p.topology != want.topology || !slices.Equal(p.addrs, want.addrs) || p.server.TLSConfig != nil {
+		if err != nil || p.topology != want.topology || !slices.Equal(p.addrs, want.addrs) || p.tls != nil {
 			t.Errorf("%s: %+v, %v", url, p, err)
 		}
 	}

@@ -119,6 +119,7 @@ var mistakes = []struct{ name, value, wantErr string }{
 	{"AUTH_JWT_SECRET", secret + "\n" + secret, "line break"},
 	{"AUTH_JWT_SECRET", secret + ", " + secret, "secrets 1 and 2 are the same"},
 	{"AUTH_JWT_SECRET", " , ", "the list has no secret"},
+	{"SSL_CERT_FILE", strings.Repeat("x", 4097), "from 0 to 4096 bytes"},
 	{"AUTH_KEY_FILE", strings.Repeat("x", 4097), "from 0 to 4096 bytes"},
 	{"AUTH_JWKS_URL", "id.example.com", "https://host/path"},
 	{"AUTH_JWKS_URL", "https://" + strings.Repeat("x", 2048), "from 0 to 2048 bytes"},

@@ -23,6 +23,7 @@ type Postgres struct {
 	cfg    Config
 	m      *metrics
 	conn   *pgx.ConnConfig // of the writers
+	tls    tlsFiles
 	repair *connPool       // for the commit feed, heads, repairs, pruning and retention: readers cannot starve them
 	reads  *connPool
 	wal    walPosition
@@ -113,6 +114,10 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 		defer cancel()
 		return p.verify(ctx, conn)
+	}
+	pool.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
+		p.readTLSFiles(c)
+		return nil
 	}
 	writers := p.cfg.AppendWorkers + 1 // one for atomic batches, opened by the first of them
 	rest := p.cfg.MaxConns - writers

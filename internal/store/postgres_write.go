@@ -99,7 +99,9 @@ type pgWriter struct {
 
 // connect opens and verifies a connection, and prepares its statements.
 func (w *pgWriter) connect(ctx context.Context) error {
-	conn, err := pgx.ConnectConfig(ctx, w.p.conn.Copy())
+	config := w.p.conn.Copy()
+	w.p.readTLSFiles(config)
+	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		w.p.makeRoom(err)
 		return fmt.Errorf("connect: %w", err)

@@ -110,3 +110,39 @@ func TestTLSCannotBeDowngraded(t *testing.T) {
 		}
 	}
 }
+
+// Certificates are renewed beneath a running service, its own and those of the
+// server, by a new authority. While a file is being written, the certificates that
+// were read before are used.
+func TestRenewedCertificatesAreUsed(t *testing.T) {
+	t.Parallel()
+	pg := testkit.StartPostgresTLS(t, true)
+	present := func() map[string][]byte { return testkit.ReadFiles(t, pg.CAFile, pg.CertFile, pg.KeyFile) }
+	mount := testkit.NewMount(t, present())
+	url := pg.TLSURL("127.0.0.1", "sslmode", "verify-full", "sslrootcert", mount.Path("ca.crt"),
+		"sslcert", mount.Path("redis.crt"), "sslkey", mount.Path("redis.key"))
+	if err := Migrate(t.Context(), url); err != nil {
+		t.Fatal(err)
+	}
+	f := &fixture{t: t, url: url, pg: pg.PG}
+	var out testkit.Logs
+	n := f.startNode(func(c *Config) { c.Logger = out.Logger() })
+	n.mustPublish("room", "1", "with the first")
+
+	half := present()
+	half["redis.crt"] = half["redis.crt"][:len(half["redis.crt"])/2]
+	mount.Replace(half)
+	pg.Query("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'switchyard'")
+	testkit.Eventually(t, "new connections with the certificates read before", func() bool {
+		return n.publish("room", "ann", "2", "x").Err == nil
+	})
+	if got := out.Count("the certificates are kept as they were read before"); got != 1 {
+		t.Errorf("%d lines about the half-written file, want 1:\n%s", got, out.String())
+	}
+
+	pg.Renew(t)
+	mount.Replace(present())
+	testkit.Eventually(t, "new connections with the renewed certificates", func() bool {
+		return n.publish("room", "ann", "3", "x").Err == nil
+	})
+}

@@ -32,6 +32,17 @@ func StartPostgresTLS(tb testing.TB, requireClientCert bool) *PGTLS {
 	return p
 }
 
+// Renew replaces all certificates, that of the authority too, in place, and has the
+// server use them for new connections. It ends the present ones.
+func (p *PGTLS) Renew(tb testing.TB) {
+	tb.Helper()
+	if _, _, _, err := writeCertificates(filepath.Dir(p.CAFile)); err != nil { // their owner stays
+		tb.Fatalf("testkit: renew certificates: %v", err)
+	}
+	p.Query("SELECT pg_reload_conf()")
+	p.Query("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'switchyard'")
+}
+
 // makeFiles writes the certificates and pg_hba.conf where the server may read them,
 // and returns the lines of postgresql.conf that name them.
 func (p *PGTLS) makeFiles(requireClientCert bool) ([]string, error) {

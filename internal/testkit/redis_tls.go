@@ -50,6 +50,16 @@ func StartRedisTLS(tb testing.TB, args ...string) *RedisTLS {
 	return r
 }
 
+// Renew replaces all certificates, that of the authority too, in place, and restarts
+// the server with them.
+func (r *RedisTLS) Renew(tb testing.TB) {
+	tb.Helper()
+	if _, _, _, err := writeCertificates(filepath.Dir(r.CAFile)); err != nil {
+		tb.Fatalf("testkit: renew certificates: %v", err)
+	}
+	r.Restart()
+}
+
 // writeCertificates makes an authority and a certificate of it for 127.0.0.1, which
 // servers and clients can use. It returns the paths of the files.
 func writeCertificates(dir string) (ca, cert, key string, err error) {

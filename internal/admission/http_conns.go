@@ -11,71 +11,120 @@ import (
 // handshakes that never end. Each uses a file descriptor, and none has
 // authenticated yet.
 const (
-	maxHTTPConns           = 2048
+	// MaxHTTPConns is the usual bound on all of them.
+	MaxHTTPConns           = 2048
 	maxHTTPConnsPerAddress = 256
 )
 
 // An HTTPConns enforces these bounds. net/http calls it for each change of a
 // connection's state. It is safe for concurrent use.
 type HTTPConns struct {
-	networkOf func(remoteAddr string) netip.Prefix
-	refused   func()
+	most, mostPerAddress int
+	networkOf            func(remoteAddr string) netip.Prefix
+	refused              func()
 
 	// mu protects the fields below.
 	mu       sync.Mutex
-	open     map[net.Conn]netip.Prefix // zero: not counted by address
+	changes  uint64 // numbers the changes of state
+	open     map[net.Conn]*httpConn
 	networks map[netip.Prefix]int
 }
 
-// NewHTTPConns returns bounds that no connection uses. networkOf returns the network by
-// which a peer is counted, zero for none. refused is called for each connection over
-// a bound.
-func NewHTTPConns(networkOf func(remoteAddr string) netip.Prefix, refused func()) *HTTPConns {
-	return &HTTPConns{networkOf: networkOf, refused: refused, open: map[net.Conn]netip.Prefix{}, networks: map[netip.Prefix]int{}}
+// An httpConn is an open connection.
+type httpConn struct {
+	network netip.Prefix // zero: not counted by address
+	silent  bool         // no request is under way
+	since   uint64       // the change that made it silent
 }
 
-// OnStateChange implements http.Server.ConnState. It closes a connection over a
-// bound before a byte of it is read, and net/http then drops it.
+// NewHTTPConns returns bounds that no connection uses: most in all. networkOf returns
+// the network by which a peer is counted, zero for none. refused is called for each
+// connection that is closed because of a bound.
+func NewHTTPConns(most int, networkOf func(remoteAddr string) netip.Prefix, refused func()) *HTTPConns {
+	return &HTTPConns{
+		most: most, mostPerAddress: min(maxHTTPConnsPerAddress, max(1, most/2)), networkOf: networkOf, refused: refused,
+		open: map[net.Conn]*httpConn{}, networks: map[netip.Prefix]int{},
+	}
+}
+
+// OnStateChange implements http.Server.ConnState. It closes a connection over the
+// bound of its address before a byte of it is read, and net/http then drops it. Over
+// the bound on all, it closes the one that has been silent longest, so that a probe
+// is answered however many connections are held open.
 func (h *HTTPConns) OnStateChange(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
-		if !h.acquire(c) {
+		if closed := h.acquire(c); closed != nil {
 			h.refused()
-			_ = c.Close()
+			_ = closed.Close()
 		}
+	case http.StateActive, http.StateIdle:
+		h.mark(c, state == http.StateIdle)
 	case http.StateHijacked, http.StateClosed:
 		h.release(c)
-	case http.StateActive, http.StateIdle:
 	}
 }
 
 // acquire counts a connection, by the address of its peer: no header has been read
-// yet.
-func (h *HTTPConns) acquire(c net.Conn) bool {
-	prefix := h.networkOf(c.RemoteAddr().String())
+// yet. It returns the connection to close, if one is over a bound.
+func (h *HTTPConns) acquire(c net.Conn) (closed net.Conn) {
+	network := h.networkOf(c.RemoteAddr().String())
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.open) >= maxHTTPConns || prefix.IsValid() && h.networks[prefix] >= maxHTTPConnsPerAddress {
-		return false
+	if network.IsValid() && h.networks[network] >= h.mostPerAddress {
+		return c
 	}
-	h.open[c] = prefix
-	if prefix.IsValid() {
-		h.networks[prefix]++
+	if len(h.open) >= h.most {
+		if closed = h.longestSilent(); closed == nil {
+			return c
+		}
+		h.forget(closed)
 	}
-	return true
+	h.changes++
+	h.open[c] = &httpConn{network: network, silent: true, since: h.changes}
+	if network.IsValid() {
+		h.networks[network]++
+	}
+	return closed
+}
+
+// longestSilent returns the connection without a request that has been so longest.
+// The caller holds mu.
+func (h *HTTPConns) longestSilent() (longest net.Conn) {
+	for c, state := range h.open {
+		if state.silent && (longest == nil || state.since < h.open[longest].since) {
+			longest = c
+		}
+	}
+	return longest
+}
+
+// mark records whether a request is under way.
+func (h *HTTPConns) mark(c net.Conn, silent bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if state := h.open[c]; state != nil {
+		h.changes++
+		state.silent, state.since = silent, h.changes
+	}
 }
 
 func (h *HTTPConns) release(c net.Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	prefix, counted := h.open[c]
-	if !counted {
+	h.forget(c)
+}
+
+// forget removes a connection from the counts. The caller holds mu.
+func (h *HTTPConns) forget(c net.Conn) {
+	state := h.open[c]
+	if state == nil {
 		return
 	}
 	delete(h.open, c)
-	if prefix.IsValid() {
-		if h.networks[prefix]--; h.networks[prefix] == 0 {
-			delete(h.networks, prefix)
+	if state.network.IsValid() {
+		if h.networks[state.network]--; h.networks[state.network] == 0 {
+			delete(h.networks, state.network)
 		}
 	}
 }

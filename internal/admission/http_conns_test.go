@@ -26,7 +26,7 @@ func (c *addressedConn) Close() error { c.closed = true; return nil }
 func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 	const total, perAddress = 2048, 256 // docs/limits.md
 	refused := 0
-	p := NewHTTPConns(func(remoteAddr string) netip.Prefix {
+	p := NewHTTPConns(MaxHTTPConns, func(remoteAddr string) netip.Prefix {
 		addr := netip.MustParseAddrPort(remoteAddr).Addr()
 		if addr == netip.MustParseAddr("203.0.113.9") {
 			return netip.Prefix{} // a proxy
@@ -66,8 +66,23 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 		}
 		proxied = append(proxied, c)
 	}
-	if c := open("198.51.100.3:9"); !c.closed {
-		t.Error("there are more connections than the limit")
+	// A new one takes the place of the one that has been silent longest.
+	second := open("203.0.113.9:9")
+	if second.closed || len(p.open) != total {
+		t.Errorf("closed: %v; %d are open, want %d", second.closed, len(p.open), total)
+	}
+	for c := range p.open {
+		p.OnStateChange(c, http.StateActive)
+	}
+	if c := open("203.0.113.9:9"); !c.closed {
+		t.Error("there are more connections with a request than the limit")
+	}
+	p.OnStateChange(proxied[7], http.StateIdle)
+	p.OnStateChange(proxied[3], http.StateIdle)
+	if c := open("203.0.113.9:9"); c.closed || !proxied[7].closed || proxied[3].closed {
+		t.Errorf("refused: %v, closed %v and %v, want the first of two that became idle to be closed", c.closed, proxied[7].closed, proxied[3].closed)
+	} else {
+		proxied = append(proxied, c, second)
 	}
 	for _, c := range proxied {
 		p.OnStateChange(c, http.StateActive)
@@ -75,10 +90,10 @@ func TestConnectionsThatAreNoWebSocketAreBounded(t *testing.T) {
 		p.OnStateChange(c, http.StateClosed)
 		p.OnStateChange(c, http.StateClosed)
 	}
-	if len(p.open) != perAddress+1 || len(p.networks) != 2 {
+	if len(p.open) != perAddress || len(p.networks) != 2 { // one was silent longest
 		t.Errorf("%d open of %d addresses", len(p.open), len(p.networks))
 	}
-	if refused != 2 {
-		t.Errorf("%d were counted as refused, want 2", refused)
+	if refused != 4 {
+		t.Errorf("%d were counted as refused, want 4", refused)
 	}
 }

@@ -323,6 +323,7 @@ func (a *App) listen(ctx context.Context) error {
 		MaxFrame:         c.MaxFrame,
 		QueueBytes:       c.QueueBytes,
 		MaxConnections:   c.MaxConnections,
+		Descriptors:      clientDescriptors(a.opt.Config.Store.MaxConns),
 		MaxHandshakeRate: c.MaxHandshakeRate,
 		Heartbeat:        c.Heartbeat,
 		IDWindow:         a.opt.Config.Store.IDWindow,

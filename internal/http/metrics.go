@@ -23,13 +23,23 @@ type metrics struct {
 // httpConnMetrics are about connections that are not a WebSocket.
 type httpConnMetrics struct {
 	httpConnsRefused prometheus.Counter
+	acceptErrors     prometheus.Counter
+	connectionsLimit prometheus.Gauge
 }
 
 func newHTTPConnMetrics(f promauto.Factory) httpConnMetrics {
 	return httpConnMetrics{
 		httpConnsRefused: f.NewCounter(prometheus.CounterOpts{
 			Name: "http_connections_refused_total",
-			Help: "Connections closed before a byte was read, because too many without a WebSocket were open.",
+			Help: "Connections that were closed because too many without a WebSocket were open.",
+		}),
+		acceptErrors: f.NewCounter(prometheus.CounterOpts{
+			Name: "http_accept_errors_total",
+			Help: "Failures to accept a connection, such as for lack of descriptors.",
+		}),
+		connectionsLimit: f.NewGauge(prometheus.GaugeOpts{
+			Name: "websocket_connections_limit",
+			Help: "The most open WebSockets: MAX_CONNECTIONS, or fewer if the limit of open files does not allow them.",
 		}),
 	}
 }

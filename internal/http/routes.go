@@ -14,7 +14,7 @@ import (
 func (s *Server) routes(g *guard) http.Handler {
 	respond, calls, health := s.respond, newAPI(s), probes{s}
 	r := chi.NewRouter()
-	r.Use(middleware.GetHead, g.withCallerInfo, respond.recoverPanics)
+	r.Use(middleware.GetHead, g.withCallerInfo, respond.recoverPanics, respond.onlyProbes)
 	r.With(g.knownHost).Get("/ws", newUpgrader(s).upgrade) // not in countRequests, since it hijacks the connection
 	r.Group(func(r chi.Router) {
 		r.Use(respond.countRequests)

@@ -70,6 +70,9 @@ type Config struct {
 	QueueBytes int
 	// MaxConnections bounds the open WebSockets. 15,000 by default.
 	MaxConnections int
+	// Descriptors is how many descriptors connections may use. If they are not
+	// enough for MaxConnections, fewer connections are accepted. 0 is no bound.
+	Descriptors int
 	// MaxHandshakeRate bounds the handshakes per second, so that many clients at
 	// once do not overload a fresh node. The burst is as large. 500 by default.
 	MaxHandshakeRate int
@@ -196,11 +199,12 @@ type Server struct {
 // New returns a server whose background loops run. Shutdown stops them.
 func New(cfg Config) *Server {
 	cfg.defaults()
+	budget := divide(cfg.Descriptors, cfg.MaxConnections, cfg.maxRejecting)
 	s := &Server{
 		cfg: cfg,
 		log: cfg.Logger.With("component", "http"),
 		admission: admission.NewCounter(admission.Limits{
-			Connections: cfg.MaxConnections, Rejecting: cfg.maxRejecting, PerUser: cfg.MaxPerUser, PerAddress: cfg.MaxPerAddress,
+			Connections: budget.webSockets, Rejecting: budget.rejecting, PerUser: cfg.MaxPerUser, PerAddress: cfg.MaxPerAddress,
 		}),
 		auth:        &authenticator{verifier: cfg.Verifier, bans: cfg.Bans, queryToken: cfg.AuthQueryToken},
 		frameLimits: cfg.Rates.frameRates(cfg.MaxRooms),
@@ -208,13 +212,18 @@ func New(cfg Config) *Server {
 	}
 	s.allowances = newAllowances(s.frameLimits)
 	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
+	s.metrics.connectionsLimit.Set(float64(budget.webSockets))
+	if budget.webSockets < cfg.MaxConnections {
+		s.log.Warn("the limit of open files (ulimit -n) allows fewer connections than MAX_CONNECTIONS; raise it or lower the setting",
+			"max_connections", cfg.MaxConnections, "accepted", budget.webSockets)
+	}
 	s.audit = audit.New(cfg.Audit, cfg.Node, s.log, cfg.Registerer)
 	s.drain = newDrain(s)
 	s.sessions = newSessions(s)
 	s.respond = &responder{log: s.log, metrics: s.metrics, audit: s.audit, isClosing: s.drain.IsClosing}
 	g := &guard{respond: s.respond, hosts: ingress.NewHosts(cfg.AllowedHosts), proxies: cfg.TrustedProxies}
 	s.public = s.newHTTPServer(s.routes(g))
-	s.public.ConnState = admission.NewHTTPConns(g.proxies.PeerNetwork, s.metrics.httpConnsRefused.Inc).OnStateChange
+	s.public.ConnState = admission.NewHTTPConns(budget.plain, g.proxies.PeerNetwork, s.metrics.httpConnsRefused.Inc).OnStateChange
 	s.admin = s.newHTTPServer((&adminAPI{server: s, respond: s.respond}).routes(g))
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as its caller wants
 	s.expiry = wheel.NewDeadlines[*socket](time.Now())
@@ -227,6 +236,7 @@ func New(cfg Config) *Server {
 func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
+		ConnContext:       markReserved,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
 		WriteTimeout:      requestTimeout,
@@ -240,14 +250,14 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 }
 
 // Serve accepts clients from a listener until Shutdown; then it returns nil.
-func (s *Server) Serve(l net.Listener) error { return serve(s.public, l) }
+func (s *Server) Serve(l net.Listener) error { return s.serve(s.public, l) }
 
 // ServeAdmin accepts operators from a listener, which belongs on loopback, until
 // Shutdown.
-func (s *Server) ServeAdmin(l net.Listener) error { return serve(s.admin, l) }
+func (s *Server) ServeAdmin(l net.Listener) error { return s.serve(s.admin, l) }
 
-func serve(h *http.Server, l net.Listener) error {
-	if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+func (s *Server) serve(h *http.Server, l net.Listener) error {
+	if err := h.Serve(newListener(l, s.log, s.metrics.acceptErrors)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving on %s: %w", l.Addr(), err)
 	}
 	return nil

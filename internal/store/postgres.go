@@ -24,7 +24,7 @@ type Postgres struct {
 	m      *metrics
 	conn   *pgx.ConnConfig // of the writers
 	tls    tlsFiles
-	repair *connPool       // for the commit feed, heads, repairs, pruning and retention: readers cannot starve them
+	repair *connPool // for the commit feed, heads, repairs, pruning and retention: readers cannot starve them
 	reads  *connPool
 	wal    walPosition
 	clock  *pruneClock

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -77,6 +78,7 @@ type Server struct {
 	tb      testing.TB
 	program string
 	env     map[string]string
+	files   int      // the limit of open files; 0 is that of the test
 	process *Process // the running process or the last one
 	dir     string
 	// Addr and Admin are the host:port of the two listeners, and stay the same
@@ -98,7 +100,13 @@ func StartPlainServer(tb testing.TB, env map[string]string) *Server {
 	return startServer(tb, build(tb, "server", "-trimpath"), env)
 }
 
-func startServer(tb testing.TB, program string, env map[string]string) *Server {
+// StartServerWithFiles is StartServer with a limit of open files, soft and hard.
+func StartServerWithFiles(tb testing.TB, files int, env map[string]string) *Server {
+	tb.Helper()
+	return startServer(tb, BuildServer(tb), env, func(s *Server) { s.files = files })
+}
+
+func startServer(tb testing.TB, program string, env map[string]string, change ...func(*Server)) *Server {
 	tb.Helper()
 	dir, err := TempDir("server", nil)
 	if err != nil {
@@ -108,6 +116,9 @@ func startServer(tb testing.TB, program string, env map[string]string) *Server {
 		tb: tb, program: program, env: env, dir: dir,
 		Addr:  fmt.Sprintf("127.0.0.1:%d", FreePort()),
 		Admin: fmt.Sprintf("127.0.0.1:%d", FreePort()),
+	}
+	for _, set := range change {
+		set(s)
 	}
 	s.start()
 	tb.Cleanup(func() {
@@ -136,7 +147,15 @@ func (s *Server) launch() {
 	for name, value := range s.env {
 		env = append(env, name+"="+value)
 	}
-	p, err := Start(Program{Path: s.program, Env: env, Dir: s.dir})
+	program := Program{Path: s.program, Env: env, Dir: s.dir}
+	if s.files > 0 {
+		prlimit, err := FindProgram("prlimit", "util-linux")
+		if err != nil {
+			s.tb.Fatalf("testkit: %v", err)
+		}
+		program.Path, program.Args = prlimit, []string{fmt.Sprintf("--nofile=%d:%[1]d", s.files), s.program}
+	}
+	p, err := Start(program)
 	if err != nil {
 		s.tb.Fatalf("testkit: %v", err)
 	}
@@ -193,6 +212,33 @@ func (s *Server) StopWithin(grace time.Duration) error {
 		return err
 	}
 	return s.process.Wait(context.Background()) // returns at once: it has ended
+}
+
+// LimitFiles changes the limit of open files of the running process.
+func (s *Server) LimitFiles(soft int) {
+	s.tb.Helper()
+	prlimit, err := FindProgram("prlimit", "util-linux")
+	if err != nil {
+		s.tb.Fatalf("testkit: %v", err)
+	}
+	if out, err := exec.Command(prlimit, "--pid", strconv.Itoa(s.Pid()), fmt.Sprintf("--nofile=%d:", soft)).CombinedOutput(); err != nil {
+		s.tb.Fatalf("testkit: prlimit: %v: %s", err, out)
+	}
+}
+
+// OpenFiles returns the descriptors that the process has open.
+func (s *Server) OpenFiles() (descriptors []int) {
+	s.tb.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.Pid()))
+	if err != nil {
+		s.tb.Fatalf("testkit: %v", err)
+	}
+	for _, entry := range entries {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil {
+			descriptors = append(descriptors, fd)
+		}
+	}
+	return descriptors
 }
 
 // Signal sends a signal, such as SIGSTOP.

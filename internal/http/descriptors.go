@@ -1,0 +1,165 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"switchyard/internal/admission"
+	"switchyard/internal/protocol"
+)
+
+// maxOtherShare bounds the descriptors that are kept from WebSockets for other
+// connections where there are not enough for all.
+const maxOtherShare = 512
+
+// acceptLogEvery is the least time between two log lines about connections that
+// can't be accepted.
+const acceptLogEvery = 10 * time.Second
+
+// reservedTimeout bounds the wait for a request on the descriptor in reserve.
+const reservedTimeout = time.Second
+
+// A connectionBudget is how many connections of each kind may be open at a time.
+type connectionBudget struct {
+	webSockets int
+	rejecting  int // WebSockets that are accepted only to be closed
+	plain      int // connections that are no WebSocket
+}
+
+// divide divides descriptors among the kinds of connections. WebSockets get as many
+// as are wanted if an eighth, up to maxOtherShare, is left for the others.
+func divide(descriptors, wanted, rejecting int) connectionBudget {
+	others := rejecting + admission.MaxHTTPConns
+	if descriptors <= 0 || descriptors-wanted >= others { // 0: unlimited
+		return connectionBudget{wanted, rejecting, admission.MaxHTTPConns}
+	}
+	others = max(descriptors-wanted, min(descriptors/8, maxOtherShare), 8)
+	rejecting = min(rejecting, others/4)
+	return connectionBudget{max(1, min(wanted, descriptors-others)), rejecting, others - rejecting}
+}
+
+// A listener accepts connections as long as there is a descriptor, and then, with
+// one that it keeps in reserve, one connection at a time, which is answered only if
+// it is a probe's. It counts and logs what can't be accepted.
+type listener struct {
+	net.Listener
+	log    *slog.Logger
+	failed prometheus.Counter
+	logNow rate.Sometimes
+
+	mu      sync.Mutex // Protects following.
+	reserve *os.File   // nil while its descriptor is in use
+}
+
+func newListener(l net.Listener, log *slog.Logger, failed prometheus.Counter) *listener {
+	own := &listener{Listener: l, log: log, failed: failed, logNow: rate.Sometimes{First: 1, Interval: acceptLogEvery}}
+	own.restore()
+	return own
+}
+
+// Accept implements net.Listener.
+func (l *listener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err == nil || errors.Is(err, net.ErrClosed) {
+		return conn, err
+	}
+	l.failed.Inc()
+	l.logNow.Do(func() {
+		l.log.Warn("connections cannot be accepted; only probes are answered", "addr", l.Addr().String(), "error", err)
+	})
+	if !errors.Is(err, syscall.EMFILE) || !l.release() {
+		return nil, err
+	}
+	if conn, err = l.Listener.Accept(); err != nil {
+		l.restore()
+		return nil, err
+	}
+	return &reservedConn{Conn: conn, restore: sync.OnceFunc(l.restore)}, nil
+}
+
+// Close implements net.Listener.
+func (l *listener) Close() error {
+	l.release()
+	return l.Listener.Close()
+}
+
+// release frees the descriptor in reserve. It returns false if there is none.
+func (l *listener) release() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reserve == nil {
+		return false
+	}
+	_ = l.reserve.Close()
+	l.reserve = nil
+	return true
+}
+
+// restore takes a descriptor into reserve again, if there is one.
+func (l *listener) restore() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reserve == nil {
+		l.reserve, _ = os.Open(os.DevNull) // nil on failure
+	}
+}
+
+// A reservedConn uses the descriptor in reserve, which its end gives back.
+type reservedConn struct {
+	net.Conn
+	restore func()
+}
+
+// Close implements net.Conn.
+func (c *reservedConn) Close() error {
+	err := c.Conn.Close()
+	c.restore()
+	return err
+}
+
+// reservedKey is the key of the context of requests that arrive on a reservedConn.
+type reservedKey struct{}
+
+// SetReadDeadline implements net.Conn. Others wait for the descriptor.
+func (c *reservedConn) SetReadDeadline(t time.Time) error {
+	if latest := time.Now().Add(reservedTimeout); t.IsZero() || t.After(latest) {
+		t = latest
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// markReserved is the ConnContext of a server.
+func markReserved(ctx context.Context, c net.Conn) context.Context {
+	if _, reserved := c.(*reservedConn); reserved {
+		return context.WithValue(ctx, reservedKey{}, true)
+	}
+	return ctx
+}
+
+// errNoDescriptor refuses what is no probe while no descriptor is left.
+var errNoDescriptor = &protocol.Error{Code: protocol.CodeUnavailable, Message: "this node has no descriptor left for a connection"}
+
+// onlyProbes answers requests that arrive on the descriptor in reserve only if they
+// are probes, and ends their connection.
+func (re *responder) onlyProbes(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Context().Value(reservedKey{}) != nil {
+			w.Header().Set("Connection", "close")
+			if path := r.URL.Path; path != "/healthz" && path != "/readyz" && path != "/metrics" {
+				re.refuse(w, r, errNoDescriptor)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}

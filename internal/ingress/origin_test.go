@@ -184,6 +184,7 @@ func TestTheServicesOwnOriginBehindAProxy(t *testing.T) {
 		{"one scheme on two lines", []string{page, host, "X-Forwarded-Proto: https", "X-Forwarded-Proto: https"}, accepted, accepted},
 		{"one scheme twice, a page without TLS", []string{plainPage, host, "X-Forwarded-Proto: https, https"}, refused, accepted},
 		{"one scheme and nothing", []string{page, host, "X-Forwarded-Proto: https, "}, accepted, accepted},
+		{"one scheme and nothing, a page without TLS", []string{plainPage, host, "X-Forwarded-Proto: https, "}, refused, accepted},
 		{"two schemes, a page of the first", []string{page, host, "X-Forwarded-Proto: https, http"}, refused, accepted},
 		{"two schemes, a page of the nearest proxy's", []string{plainPage, host, "X-Forwarded-Proto: https,http"}, accepted, accepted},
 		{"two lines of schemes, a page of the first", []string{page, host, "X-Forwarded-Proto: https", "X-Forwarded-Proto: http"}, refused, accepted},
@@ -203,6 +204,7 @@ func TestTheServicesOwnOriginBehindAProxy(t *testing.T) {
 		{"a forwarded host that differs", []string{page, host, "X-Forwarded-Host: evil.example"}, refused, accepted},
 		{"an empty forwarded host", []string{page, host, "X-Forwarded-Host: "}, accepted, accepted},
 		{"an empty forwarded host and another one", []string{page, backend, "X-Forwarded-Host: , chat.example"}, accepted, refused},
+		{"a forwarded host and an empty one", []string{page, backend, "X-Forwarded-Host: chat.example, "}, accepted, refused},
 		{"a forwarded host that is none", []string{page, host, "X-Forwarded-Host: chat.example/x"}, refused, accepted},
 
 		{"the port is told apart", []string{portPage, host, "X-Forwarded-Port: 8443"}, accepted, refused},

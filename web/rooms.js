@@ -81,7 +81,8 @@ export class Rooms {
     room._resolve(frame);
     if (firstJoin) this.#emit(room, "joined", frame);
     // The service sends changes to the membership that was there when presence was requested.
-    if (room._watchesPresence && !membership.presence && !this.#host.isNext(connection)) this.#requestPresence(room);
+    const watched = room._watchesPresence && !this.#host.isNext(connection);
+    if (watched && !membership.presence && !this.#host.awaitsPresence(room.name)) this.#requestPresence(room);
     this.#host.membershipChanged(true);
   }
 
@@ -167,7 +168,6 @@ export class Rooms {
 
   // Presence is requested again by the client itself, and the list delivered as an event.
   #requestPresence(room) {
-    if (this.#host.awaitsPresence(room.name)) return;
     const ref = this.#host.nextRef();
     this.#host.requestPresence({
       ref, key: ref, kind: "history", queue: `presence ${room.name}`, text: JSON.stringify({ type: "presence", ref, room: room.name }),

@@ -173,9 +173,6 @@ func (r *rooms) presenceCall(ref string, name message.Room) *call {
 
 // requestPresence requests the presence of a watched room again, for its handler.
 func (r *rooms) requestPresence(room *roomState) {
-	if r.calls.awaitsPresence(room.name) {
-		return
-	}
 	call := r.presenceCall(r.nextRef(), room.name)
 	call.own = func(f *serverFrame, err error) {
 		switch {
@@ -206,7 +203,7 @@ func (r *rooms) handleJoined(conn *connection, f *serverFrame) {
 	}
 	// The service sends changes to the membership that was there when presence was
 	// requested.
-	if room.watched && !m.presence && conn == r.current {
+	if room.watched && !m.presence && conn == r.current && !r.calls.awaitsPresence(room.name) {
 		r.requestPresence(room)
 	}
 	r.notifyMove()

@@ -66,7 +66,7 @@ export class Switchyard extends Emitter {
   welcome = null;
   #url; #options; #clock; #random; #rooms; #outbox; #tokens; #move; #session;
   #current = null; // the current connection; #move has the next one
-  #timer = null; #connectionCount = 0; #refs = 0; #failures = 0; #slowAt = -Infinity;
+  #timer = null; #connectionCount = 0; #pacer = null; #refs = 0; #failures = 0; #slowAt = -Infinity;
 
   static connect(url = "/ws", options = {}) { return new Switchyard(url, options); }
 
@@ -239,6 +239,8 @@ export class Switchyard extends Emitter {
     this.welcome = connection.welcome;
     this.#session = connection.welcome.session || this.#session;
     if (connection.movedFrom) this.#sendMoved(connection);
+    if (this.#pacer) connection.pacer.adopt(this.#pacer);
+    this.#pacer = connection.pacer;
     this.#outbox.detach();
     this.#rooms.joinAllOn(connection);
     this.#outbox.attach(connection);

@@ -48,6 +48,14 @@ class Gate {
 
   constructor(width = Infinity) { this.#width = width; }
 
+  /** Returns the same gate for a new connection; null if it was never closed. */
+  renewed() {
+    if (this.#refusedAt === -Infinity) return null;
+    this.#sentInRound = 0;
+    this.#round += 1; // what the old connection still answers does not count
+    return this;
+  }
+
   wait(now) {
     return this.#sentInRound + 1 <= this.#width ? this.opensIn(now) : Infinity;
   }
@@ -92,6 +100,14 @@ export class Pacer {
     for (const [name, limit] of Object.entries(limits ?? {})) {
       if (limit?.per_second > 0) this.#allowances[name] = new Allowance(limit, clock.now());
     }
+  }
+
+  /**
+   * Goes on as carefully as the pacer of the connection before: the limits of a user are the same there. Nothing but joins
+   * was sent on this connection yet.
+   */
+  adopt(before) {
+    for (const kind of ["publish", "history"]) this.#gates[kind] = before.#gates[kind].renewed() ?? this.#gates[kind];
   }
 
   /** Returns the ms to wait before a request of that many bytes, Infinity if an answer must arrive first. */

@@ -29,6 +29,7 @@ type link struct {
 	move         *move           // nil without a move
 	moveDone     <-chan struct{} // closed when the goroutine of the last move has ended
 	live         chan struct{}   // closed while current is set
+	last         *connection     // the current connection, or the one before; nil before the first
 	session      string          // the session to resume at the next connect
 	connectCount uint64          // connections tried so far
 	urlIndex     int             // index into URLs, modulo their number
@@ -233,7 +234,10 @@ func (l *link) startConnection(conn *connection) {
 // their positions, and then resend, in order, what has no answer yet. The caller
 // holds handlerMu and mu.
 func (l *link) makeCurrent(conn *connection) {
-	l.current, l.welcome = conn, conn.welcome
+	if l.last != nil {
+		conn.pacer.adopt(&l.last.pacer)
+	}
+	l.current, l.last, l.welcome = conn, conn, conn.welcome
 	if conn.welcome.Session != "" {
 		l.session = conn.welcome.Session
 	}

@@ -167,6 +167,17 @@ func newPacer(l *Limits) (p pacer) {
 	return p
 }
 
+// adopt goes on as carefully as the pacer of the connection before: the limits of a user
+// are the same there. Nothing but joins was sent on this connection yet.
+func (p *pacer) adopt(before *pacer) {
+	for _, kind := range []requestKind{kindPublish, kindHistory} {
+		if before.gates[kind].bounded {
+			p.gates[kind] = before.gates[kind]
+			p.gates[kind].sentInRound = 0
+		}
+	}
+}
+
 // wait returns how long a request of that many bytes must wait.
 func (p *pacer) wait(kind requestKind, bytes int) time.Duration {
 	now := time.Now()

@@ -147,7 +147,7 @@ func (s setting) decode(text string) error {
 	field.Tag = reflect.StructTag(fmt.Sprintf("envconfig:%q default:%q", s.name()+"=", cmp.Or(text, s.tag("default"))))
 	one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
 	if err := envconfig.Process("", one.Interface()); err != nil {
-		return err //nolint:wrapcheck // parseReason reads it
+		return err
 	}
 	s.value.Set(one.Elem().Field(0))
 	return nil

@@ -16,7 +16,7 @@ func clearEnvironment(t *testing.T, variables ...string) {
 		os.Clearenv()
 		for _, v := range before {
 			name, value, _ := strings.Cut(v, "=")
-			_ = os.Setenv(name, value) //nolint:usetesting // it was set before
+			_ = os.Setenv(name, value)
 		}
 	})
 	os.Clearenv()

@@ -60,7 +60,7 @@ func TestAllMissingProgramsAreListedAtOnce(t *testing.T) {
 		t.Errorf("exit code %d, want 1", code)
 	}
 	for _, want := range []string{
-		"Go 1.", "cc and the C library's headers", "PgBouncer: pgbouncer", "redis-server or valkey-server", "redis-cli or valkey-cli",
+		"Go 1.", "cc and the C library's headers", "redis-server or valkey-server", "redis-cli or valkey-cli",
 		"chromium, chromium-browser or google-chrome", "Node 18 or newer", "promtool",
 		"prometheus-alertmanager or alertmanager", "prometheus-blackbox-exporter or blackbox_exporter",
 		"apt-get install --no-install-recommends gcc libc6-dev",

@@ -52,18 +52,21 @@ func (discardRedisLog) Printf(context.Context, string, ...any) {}
 // script, so that it is atomic. All keys of a script have the same hash tag, so
 // that a cluster has them on one server.
 type redisBackend struct {
-	opts    redis.UniversalOptions
-	client  atomic.Pointer[redis.UniversalClient] // which renewLoop replaces
-	renew   chan struct{}                         // holds a token when it should do so now
-	prefix  string
-	ttl     time.Duration
-	timeout time.Duration
-	health  *health
-	metrics *metrics
-	calls   chan *call // to the batch workers; never closed
-	ctx     context.Context
-	cancel  context.CancelFunc // ends the batch workers
-	loops   sync.WaitGroup
+	opts   redis.UniversalOptions
+	client atomic.Pointer[redis.UniversalClient] // which renewLoop replaces
+	renew  chan struct{}                         // holds a token when it should check now
+	// listening is the name of the node while its receiving connection is subscribed.
+	listening atomic.Pointer[string]
+	relisten  chan struct{} // holds a token when that connection must be made anew
+	prefix    string
+	ttl       time.Duration
+	timeout   time.Duration
+	health    *health
+	metrics   *metrics
+	calls     chan *call // to the batch workers; never closed
+	ctx       context.Context
+	cancel    context.CancelFunc // ends the batch workers
+	loops     sync.WaitGroup
 }
 
 // A call is one run of a script, with its result.
@@ -91,7 +94,7 @@ func openRedis(cfg Config, m *metrics) *redisBackend {
 	opts.MaxRetries = -1 // the callers retry, because they know what is safe to repeat
 	opts.MaxRedirects = 2
 	r := &redisBackend{
-		opts: opts, renew: make(chan struct{}, 1), prefix: cfg.Prefix, ttl: cfg.TTL, timeout: cfg.timeout,
+		opts: opts, renew: make(chan struct{}, 1), relisten: make(chan struct{}, 1), prefix: cfg.Prefix, ttl: cfg.TTL, timeout: cfg.timeout,
 		health: newHealth(cfg.Logger, m), metrics: m, calls: make(chan *call, maxQueuedCalls),
 	}
 	client := redis.NewUniversalClient(&opts)

@@ -27,7 +27,10 @@ const (
 	reconnectMax = time.Second
 )
 
-var errNoEcho = errors.New("the connection answers pings but brings no events: another server has taken its place")
+var (
+	errNoEcho = errors.New("the connection answers pings but brings no events: another server has taken its place")
+	errMoved  = errors.New("the address leads to another server now: another server has taken its place")
+)
 
 // channel returns the channel of a node, or of all nodes for "". The slash keeps
 // it apart from the broker's channels, which end in the name of a room.
@@ -81,7 +84,7 @@ func (r *redisBackend) listenLoop(ctx context.Context, node string, receive func
 		}
 		// health logs that Redis can't be reached; here only its refusals are new.
 		var refused redis.Error
-		if err != nil && err.Error() != lastLogged && (errors.As(err, &refused) || errors.Is(err, errNoEcho)) {
+		if err != nil && err.Error() != lastLogged && (errors.As(err, &refused) || errors.Is(err, errNoEcho) || errors.Is(err, errMoved)) {
 			r.health.log.Warn("no events from other nodes", "err", err)
 			lastLogged = err.Error()
 		}
@@ -101,6 +104,7 @@ func (r *redisBackend) listen(ctx context.Context, node string, receive func([]b
 	pubsub := client.Subscribe(ctx)
 	var loops sync.WaitGroup
 	defer func() {
+		r.listening.Store(nil)
 		cancel(nil)
 		_ = pubsub.Close()
 		loops.Wait()
@@ -127,6 +131,11 @@ func (r *redisBackend) listen(ctx context.Context, node string, receive func([]b
 		switch got := got.(type) {
 		case *redis.Subscription:
 			if confirmed++; confirmed == len(channels) {
+				select { // a token for an earlier connection
+				case <-r.relisten:
+				default:
+				}
+				r.listening.Store(&node)
 				connected()
 			}
 		case *redis.Message:
@@ -147,6 +156,8 @@ func (r *redisBackend) pingLoop(ctx context.Context, pubsub *redis.PubSub, node 
 	for {
 		select {
 		case <-tick.C:
+		case <-r.relisten:
+			return errMoved
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -131,7 +130,7 @@ func TestURLsWithOptionsOfThePoolerOrTheDriver(t *testing.T) {
 func startStandby(t *testing.T, primary *testkit.PG) *testkit.PG {
 	t.Helper()
 	primary.Stop()
-	standby := testkit.StartPreparedPostgres(t, func(data string, user *syscall.Credential) error {
+	standby := testkit.StartPreparedPostgres(t, func(data string, user *testkit.User) error {
 		if out, err := exec.CommandContext(t.Context(), "cp", "-a", primary.DataDir(), data).CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}

@@ -21,7 +21,7 @@ type PgBouncer struct {
 	database string
 	settings map[string]string
 	file     string
-	user     *syscall.Credential
+	user     *User
 	process  *Process
 }
 

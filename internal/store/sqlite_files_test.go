@@ -177,9 +177,13 @@ func TestMovedSQLiteFilesLoseNothing(t *testing.T) {
 				acked++
 			}
 			c.move(t, f.path())
-			for n.publish("room", "ann", numbered("after", acked), "x").Err == nil {
-				acked++ // stored until the move is noticed
-			}
+			testkit.Eventually(t, "the move to be noticed", func() bool {
+				if n.publish("room", "ann", numbered("after", acked), "x").Err != nil {
+					return true
+				}
+				acked++ // stored until then
+				return false
+			})
 			if err := n.Check(); err == nil || !strings.Contains(err.Error(), f.path()) {
 				t.Errorf("the health of the log: %v", err)
 			}

@@ -30,9 +30,13 @@ func TestARenamedSQLiteFileLosesNothing(t *testing.T) {
 	if err := os.Rename(path, path+".old"); err != nil {
 		t.Fatal(err)
 	}
-	for status := publish(acked); status != http.StatusServiceUnavailable; status = publish(acked) {
-		acked++ // acked until the service notices
-	}
+	testkit.Eventually(t, "the service to notice", func() bool {
+		if publish(acked) == http.StatusServiceUnavailable {
+			return true
+		}
+		acked++ // acked until then
+		return false
+	})
 	if status, body := readiness(t, s); status != http.StatusServiceUnavailable || !strings.Contains(body, `"log":"down"`) {
 		t.Errorf("/readyz: %d %s", status, body)
 	}

@@ -44,7 +44,7 @@ func BenchmarkDeliveryAcrossNodes(b *testing.B) {
 // with a transaction open in another database of the server while half an hour's rows of
 // the commit feed were written, and after its end.
 func BenchmarkDeliveryBesideAnOldTransaction(b *testing.B) {
-	const rows = 30 * 60 * 100 // 100 batches a second
+	const rows = 30 * 60 * 20 // 20 batches a second
 	for _, when := range []string{"undisturbed", "open", "ended"} {
 		b.Run(when, func(b *testing.B) {
 			pg := testkit.StartPostgres(b)
@@ -89,7 +89,8 @@ func insertFeedRows(pg *testkit.PG, rows int) {
 		INSERT INTO commits
 		SELECT (pg_current_xact_id()::text::bigint + i)::text::xid8, ARRAY['fed-' || i], '{1}',
 			clock_timestamp() - interval '30 minutes' * (%[1]d - i) / %[1]d
-		FROM burned`, rows))
+		FROM burned
+		ON CONFLICT DO NOTHING -- the nodes' canaries got some of the ids`, rows))
 }
 
 const (

@@ -94,7 +94,7 @@ func TestReadersOfTheFeedLackNothing(t *testing.T) {
 		}
 	}
 	t.Log(m.counts)
-	for _, what := range []string{"committed", "rolled back", "elsewhere", "prepared", "reported", "pruned", "told of a loss"} {
+	for _, what := range []string{"committed", "rolled back", "elsewhere", "prepared", "reported", "pruned", "reported as lost"} {
 		if m.counts[what] == 0 {
 			t.Errorf("the run has nothing that was %s", what)
 		}
@@ -216,7 +216,7 @@ func (m *feedModel) read(r *modelReader) {
 	case lost && !c.Incomplete:
 		m.t.Fatalf("a reader was not told that it lacks %v", lacks)
 	case lost:
-		m.counts["told of a loss"]++
+		m.counts["reported as lost"]++
 	case c.Incomplete && !inVain:
 		m.t.Fatalf("a reader was told that it may lack something, and lacks nothing")
 	case c.Incomplete:

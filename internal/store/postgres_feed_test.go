@@ -184,7 +184,7 @@ func TestANewEpochBesideAnOldTransactionLosesNoCursor(t *testing.T) {
 
 // A commit hangs, because the standby does not confirm it, until pruning has passed
 // it; and then it is pruned before a node has read it. The node is told.
-func TestAReaderIsToldOfALateCommitThatWasPruned(t *testing.T) {
+func TestALateCommitThatWasPrunedIsReportedAsLost(t *testing.T) {
 	t.Parallel()
 	f := newPostgresFixture(t, testkit.Postgres(t))
 	n := f.startNode()

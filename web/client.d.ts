@@ -140,10 +140,10 @@ export interface History {
 
 /** A page to read: the newest messages below before, or those after after; with neither, the newest. */
 export interface Range {
-  before?: number | undefined;
-  after?: number | undefined;
+  before?: number | null | undefined;
+  after?: number | null | undefined;
   /** The largest number of messages; the service sends at most 200, and 256 KiB. */
-  limit?: number | undefined;
+  limit?: number | null | undefined;
 }
 
 /** The state of the connection. */
@@ -158,7 +158,7 @@ export type State =
 /**
  * The codes of failures. The client's own: buffer_full (the message names the bound), closed, connect_failed,
  * hole (the service skipped a message; the client requests it again), left (a join, by leave), outcome_unknown,
- * timeout, too_large, conflict, unauthorized (no getToken). The others are the service's.
+ * timeout, too_large, conflict, unauthorized (no getToken, or no token from it). The others are the service's.
  */
 export type ErrorCode =
   | "buffer_full" | "closed" | "connect_failed" | "hole" | "outcome_unknown" | "timeout"
@@ -178,8 +178,13 @@ export class SwitchyardError extends Error {
 
 /** A clock; tests replace it. */
 export interface Clock {
-  /** Milliseconds since any fixed moment. */
+  /** Milliseconds since any fixed moment. Nobody sets this clock: silence and delays are measured by it. */
   now(): number;
+  /**
+   * Milliseconds of the wall clock, which also counts while the computer sleeps: resending ends by whichever of the two
+   * says so first. By default now().
+   */
+  wall?(): number;
   setTimeout(callback: () => void, ms: number): unknown;
   clearTimeout(timer: unknown): void;
 }
@@ -192,20 +197,25 @@ export interface Socket {
   // Each library has its own event types.
   onmessage: any;
   onclose: any;
+  onerror?: any;
 }
 
+type TokenResult = string | null | undefined;
+
+/** null is as undefined everywhere. What is of another type than here, or out of bounds, throws a TypeError that names it. */
 export interface Options {
   /**
    * Called before each connection, and again before the token expires; it may take half a minute. The handshake has
-   * the token as the subprotocol `bearer.<token>`; a refresh sends it in a frame.
+   * the token as the subprotocol `bearer.<token>`; a refresh sends it in a frame. Nothing or "" means that there is no
+   * token: none is offered. What the service says to that is an "error".
    */
-  getToken?: () => string | Promise<string>;
-  /** The secret of an earlier session to resume, from its welcome. */
-  session?: string;
-  /** The class of the sockets; by default the global one. */
+  getToken?: (() => TokenResult | Promise<TokenResult>) | null;
+  /** The secret of an earlier session to resume, from its welcome; nothing or "" starts a new one. */
+  session?: string | null;
+  /** The class of the sockets; by default the global one. connect throws where there is neither. */
   WebSocket?: new (url: string, protocols: string[]) => Socket;
   /** Bounds of the full-jitter backoff in milliseconds; by default 500 and 20,000. */
-  backoff?: { base: number; cap: number };
+  backoff?: { base?: number; cap?: number };
   /** Returns a number in [0, 1); by default Math.random. */
   random?: () => number;
   clock?: Clock;
@@ -234,7 +244,10 @@ interface Events extends RoomEvents {
   state: State;
   /** A move that the service asked for is complete. */
   moved: Moved;
-  /** Errors that belong to no promise: refused joins and signals, skipped messages, a failed getToken or socket. */
+  /**
+   * Errors that belong to no promise: refused joins and signals, skipped messages, a failed getToken or socket, a token that
+   * the service refuses at the handshake or misses, and, once, two connections without an answer before the first welcome.
+   */
   error: SwitchyardError;
 }
 
@@ -244,41 +257,55 @@ interface Events extends RoomEvents {
  */
 type FrameListener = (frame: { type: string; [field: string]: unknown }, socket: number) => void;
 
-/** A room that the client has joined. It is rejoined on each new socket until it is left. */
+/**
+ * What one call of join returns. Each has a position, listeners and an end of its own: two parts of a page may join the same
+ * room. The room is rejoined on each new socket, and left with the last of them.
+ */
 export interface Room {
   readonly name: string;
-  /** The last position seen, to be stored and passed to join after a reload; null until joined. */
+  /** The last position seen, to be stored and passed to join later; null until joined. */
   readonly position: Position | null;
   /** The answer to the first join. Rejects when the service refuses it, and with code "left" when leave is called first. */
   readonly joined: Promise<Joined>;
   /** Adds a listener, and returns a function that removes it. */
   on<E extends keyof RoomEvents>(event: E, listener: (value: RoomEvents[E]) => void): () => void;
-  publish(data: JSONInput, options?: { id?: string | undefined }): Promise<Ack>;
+  publish(data: JSONInput, options?: { id?: string | null | undefined } | null): Promise<Ack>;
   signal(data: JSONInput): boolean;
-  history(range?: Range): Promise<History>;
+  history(range?: Range | null): Promise<History>;
   /** Returns the sessions in the room; "presence" reports changes from then on. */
   presence(): Promise<Presence>;
+  /** Ends this one: its listeners are not called any more. */
   leave(): void;
+}
+
+/** Where a join starts: now, after a position, or before the last messages. */
+export interface Start {
+  /** The seq after which messages are delivered: 0 for all. A higher one needs its epoch. */
+  after?: number | null | undefined;
+  epoch?: string | null | undefined;
+  /** How many of the newest stored messages are delivered first. It excludes after. */
+  last?: number | null | undefined;
 }
 
 /** A client, which outlives its sockets: it reconnects, moves, resumes and resends by itself. */
 export class Switchyard {
   /** Starts a client. The url may be relative and may begin with http; by default it is "/ws". */
-  static connect(url?: string | URL, options?: Options): Switchyard;
+  static connect(url?: string | URL | null, options?: Options | null): Switchyard;
 
   readonly state: State;
   /** The last welcome; null before the first. */
   readonly welcome: Welcome | null;
 
-  /** Adds a listener, and returns a function that removes it. */
+  /**
+   * Adds a listener, and returns a function that removes it. The events of rooms come once for each message, also where
+   * several have joined the room: older messages that one of them reads again come to its own listeners only.
+   */
   on<E extends keyof Events>(event: E, listener: (value: Events[E]) => void): () => void;
   on(event: "frame", listener: FrameListener): () => void;
 
-  /**
-   * Joins a room: from now, or with every message after a position. A position other than 0 needs its
-   * epoch. For a room that is already joined, returns that room.
-   */
-  join(room: string, position?: { after?: number | undefined; epoch?: string | undefined }): Room;
+  /** Joins a room. Each call returns another Room, which is to be left when it is not needed any more. */
+  join(room: string, start?: Start | null): Room;
+  /** Leaves a room, for all who have joined it. */
   leave(room: string): void;
 
   /**
@@ -286,13 +313,13 @@ export class Switchyard {
    * of the calls; calls beyond the rate of the service wait for their turn. The message is resent with the same id until
    * it is answered, for resendFor; then the promise rejects with outcome_unknown, or with timeout if it was never sent.
    */
-  publish(room: string, data: JSONInput, options?: { id?: string | undefined }): Promise<Ack>;
+  publish(room: string, data: JSONInput, options?: { id?: string | null | undefined } | null): Promise<Ack>;
 
   /** Sends an event; returns false when it cannot be sent now, because of the connection or of its rate. */
   signal(room: string, data: JSONInput): boolean;
 
   /** Reads a page of messages, in the order of seq. The request is repeated on the next connection if need be. */
-  history(room: string, range?: Range): Promise<History>;
+  history(room: string, range?: Range | null): Promise<History>;
 
   /** Returns the sessions in a room, joined or not. For a joined room, "presence" reports changes from then on. */
   presence(room: string): Promise<Presence>;
@@ -303,7 +330,11 @@ export class Switchyard {
    */
   refreshToken(): Promise<void>;
 
-  /** Reconnects at once instead of waiting, also when the client is closed. */
+  /**
+   * Reconnects at once instead of waiting, also when the client is closed. A live client asks the service for an answer: after
+   * three seconds without one it opens a second connection, and drops the first when that is live or fails as well. The client
+   * calls this by itself on the page's events online, pageshow and visibilitychange.
+   */
   reconnect(): void;
 
   /** Closes the client. Pending requests are rejected with "closed". */

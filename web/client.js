@@ -12,11 +12,13 @@
 
 import { Connection } from "./link.js";
 import { Move, SignalDedup } from "./move.js";
+import { checkedOptions, checkedStart, checkedURL, encoded, optional, required, tokenEntry } from "./options.js";
 import { Outbox, SwitchyardError } from "./outbox.js";
 import { encodedLength } from "./pace.js";
 import { Emitter } from "./room.js";
 import { Rooms } from "./rooms.js";
 import { Tokens } from "./tokens.js";
+import { watchPage } from "./wake.js";
 
 export { SwitchyardError };
 
@@ -24,13 +26,8 @@ const SUBPROTOCOL = "switchyard.v1";
 const STABLE_AFTER = 10_000; // ms live after which the count of failures is reset
 const SLOW_WITHIN = 10_000; // ms between two closes with 4208 for which the second one backs off
 const RECONNECT_WITHIN = 1_000; // ms within which the client reconnects after a restart of the server
+const AFTER_SILENCE = { after_ms: 0, deadline_ms: Infinity, avoid: {}, reason: "silence" }; // a move that the client itself decides on
 const MAX_RETRY_AFTER = 60_000; // ms; a longer retry_after is cut to this
-
-const DEFAULTS = {
-  backoff: { base: 500, cap: 20_000 }, // ms
-  maxPending: 1_000, // requests
-  maxPendingBytes: 4 << 20,
-};
 
 /**
  * Returns what a close code asks of a client: do not reconnect ("stay"), reconnect with a fresh token ("token"), drop the
@@ -44,7 +41,15 @@ export function afterClose(code) {
   return "backoff";
 }
 
+function unansweredMessage(url) {
+  const from = globalThis.location?.origin;
+  return `two connections to ${url.origin}${url.pathname} have failed, and a browser does not say why. Is the service there? ` +
+    `${from ? `Is ${from} one of its ALLOWED_ORIGINS? ` : ""}Does it serve ${url.pathname}, or does its address have another path? ` +
+    `Does each proxy before it pass WebSockets on? See ${new URL("no-connection.html", url.href.replace(/^ws/, "http"))}`;
+}
+
 function newID() {
+  if (!globalThis.crypto) throw new TypeError("there is no global crypto, as in Node before version 20: see docs/clients.md, or pass an id");
   if (crypto.randomUUID) return crypto.randomUUID();
   // Pages on plain http have no randomUUID, but do have the same source of randomness.
   const bytes = crypto.getRandomValues(new Uint8Array(16));
@@ -54,47 +59,39 @@ function newID() {
   return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, "$1-$2-$3-$4-$5");
 }
 
-const systemClock = {
-  now: () => Date.now(),
-  setTimeout: (f, ms) => setTimeout(f, ms),
-  clearTimeout: (t) => clearTimeout(t),
-};
-
 /** A client, which outlives its sockets. Switchyard.connect makes one. */
 export class Switchyard extends Emitter {
   state = { name: "connecting" };
   welcome = null;
   #url; #options; #clock; #random; #rooms; #outbox; #tokens; #move; #session;
   #current = null; // the current connection; #move has the next one
-  #timer = null; #connectionCount = 0; #pacer = null; #refs = 0; #failures = 0; #slowAt = -Infinity;
+  #timer = null; #connectionCount = 0; #pacer = null; #refs = 0; #failures = 0; #slowAt = -Infinity; #unanswered = 0; #stopWatching = null;
 
-  static connect(url = "/ws", options = {}) { return new Switchyard(url, options); }
+  static connect(url, options) { return new Switchyard(url, options); }
 
   constructor(url, options) {
     super();
-    this.#url = new URL(url, globalThis.location?.href);
-    this.#url.protocol = this.#url.protocol.replace("http", "ws");
-    this.#options = { ...DEFAULTS, WebSocket: globalThis.WebSocket, ...options };
-    this.#clock = options.clock ?? systemClock;
-    this.#random = options.random ?? Math.random;
-    this.#session = options.session;
+    this.#url = checkedURL(url);
+    this.#options = checkedOptions(options);
+    this.#clock = this.#options.clock;
+    this.#random = this.#options.random;
+    this.#session = this.#options.session;
     this.#rooms = new Rooms(this, this.#roomsHost, new SignalDedup(this.#clock));
     this.#outbox = new Outbox(this.#options, this.#clock);
-    this.#tokens = new Tokens(options.getToken, this.#clock, this.#random, () => this.#nextRef(), (e) => this._emit("error", e));
+    this.#tokens = new Tokens(this.#options.getToken, this.#clock, this.#random, () => this.#nextRef(), (e) => this._emit("error", e));
     this.#move = new Move(this.#moveHost, this.#clock, (n) => this.#backoffDelay(n));
     this.#open();
   }
 
-  join(name, { after, epoch } = {}) {
-    return this.#rooms.get(name) ?? this.#rooms.join(name, after === undefined ? null : { seq: after, epoch });
-  }
+  join(name, start) { return this.#rooms.join(required("room", "string", name), checkedStart(start)); }
 
-  leave(name) { this.#rooms.leave(name); }
+  leave(name) { this.#rooms.leave(required("room", "string", name)); }
 
-  async publish(room, data, { id = newID() } = {}) {
+  async publish(room, data, options) {
+    required("room", "string", room);
+    const id = optional("id", "string", optional("options", "object", options)?.id) ?? newID();
     const ref = this.#nextRef();
-    const body = JSON.stringify(data);
-    if (body === undefined) throw new TypeError("data must be a value that JSON can represent");
+    const body = encoded(data);
     const key = `${room} ${id}`;
     const pending = this.#outbox.pending(key);
     if (pending?.body === body) return pending.promise;
@@ -104,28 +101,38 @@ export class Switchyard extends Emitter {
   }
 
   signal(room, data) {
+    required("room", "string", room);
+    encoded(data);
     const connection = this.#current;
-    if (!connection?.welcome || connection.backlog >= this.#options.maxPendingBytes) return false;
+    if (!connection?.welcome || connection.isSilent || connection.backlog >= this.#options.maxPendingBytes) return false;
     const frame = { type: "signal", ref: this.#nextRef(), room, data };
     if (!connection.pacer.maySpend("publish", encodedLength(JSON.stringify(frame)))) return false;
     connection.send(frame, "publish");
     return true;
   }
 
-  async history(room, { before, after, limit } = {}) { return this.#request({ type: "history", room, before, after, limit }); }
+  async history(room, range) {
+    required("room", "string", room);
+    const fields = optional("range", "object", range) ?? {};
+    const [before, after, limit] = ["before", "after", "limit"].map((field) => optional(field, "seq", fields[field]));
+    return this.#request({ type: "history", room, before, after, limit });
+  }
 
   async presence(room) {
-    const joined = this.#rooms.get(room);
-    if (joined) joined._watchesPresence = true;
+    this.#rooms.watchPresence(required("room", "string", room));
     return this.#request({ type: "presence", room });
   }
 
   /** Sends a fresh token now, as the client does by itself before the old one expires. */
   refreshToken() { return this.#tokens.refresh(); }
 
-  /** Reconnects at once instead of waiting, also when the client is closed. */
+  /**
+   * Reconnects at once instead of waiting, also when the client is closed. A live client asks whether the service is still
+   * there, and opens a second connection beside the first unless the answer arrives within three seconds.
+   */
   reconnect() {
     if (this.state.name === "waiting" || this.state.name === "closed") this.#open();
+    else this.#probe();
   }
 
   close() {
@@ -147,8 +154,15 @@ export class Switchyard extends Emitter {
     } });
   }
 
+  #probe() {
+    const connection = this.#current;
+    if (!connection.welcome || this.#move.reason !== undefined) return;
+    connection.probe(this.#nextRef(), () => this.#move.start(this.#move.parseRequest(AFTER_SILENCE)));
+  }
+
   #open() {
     this.#clock.clearTimeout(this.#timer);
+    this.#stopWatching ??= watchPage(() => this.reconnect(), () => { if (this.state.name === "live") this.#probe(); });
     const connection = this.#newConnection();
     this.#current = connection;
     this.#setState({ name: "connecting" });
@@ -165,7 +179,7 @@ export class Switchyard extends Emitter {
     const { getToken, WebSocket } = this.#options;
     connection.open(getToken, (token) => {
       const protocols = [SUBPROTOCOL];
-      if (getToken) protocols.push(`bearer.${token}`);
+      if (token) protocols.push(tokenEntry(token));
       if (this.#session) protocols.push(`session.${this.#session}`);
       return new WebSocket(this.#url.href, protocols);
     });
@@ -176,10 +190,13 @@ export class Switchyard extends Emitter {
     const isNext = connection === this.#move.next;
     if (!isNext && connection !== this.#current) return;
     if (error) this._emit("error", new SwitchyardError("connect_failed", reason, { cause: error }));
+    else if (!connection.welcome) this.#reportRefusal(connection, code, reason);
     if (isNext) {
       this.#rooms.signalDedup.expireSoon();
-      if (connection === this.#move.next) this.#move.nextEnded(); // no listener has closed it
-      return;
+      if (connection !== this.#move.next) return; // a listener has closed it
+      if (connection.welcome || !this.#current.isSilent) return this.#move.nextEnded();
+      this.#move.cancel();
+      return this.#current.abort(1006, "no answer to a ping, and no second connection");
     }
     if (connection !== this.#current) return; // a listener has closed it
     const action = afterClose(code);
@@ -198,6 +215,16 @@ export class Switchyard extends Emitter {
     const repeated = code === 4208 && now - this.#slowAt < SLOW_WITHIN;
     if (code === 4208) this.#slowAt = now;
     this.#scheduleReconnect(code, reason, soon && !repeated ? this.#random() * RECONNECT_WITHIN : this.#backoffDelay(this.#failures++));
+  }
+
+  // Tells what a page cannot see: why no welcome came.
+  #reportRefusal({ withoutToken }, code, reason) {
+    if (code === 4001 && this.#options.getToken) {
+      const message = withoutToken ? "the service requires a token, and getToken has returned none" : `the service refuses the token of getToken (${reason})`;
+      this._emit("error", new SwitchyardError("unauthorized", message));
+    } else if (code === 1006 && !this.welcome && ++this.#unanswered === 2) {
+      this._emit("error", new SwitchyardError("connect_failed", unansweredMessage(this.#url)));
+    }
   }
 
   // The current connection has ended while the next one is being opened, which is now the only one.
@@ -219,6 +246,8 @@ export class Switchyard extends Emitter {
   }
 
   #finish(code, reason) {
+    this.#stopWatching();
+    this.#stopWatching = null;
     this.#tokens.attach(null);
     this.#outbox.detach();
     this.#outbox.rejectAll("closed", `the client has ended: ${code} ${reason}`);
@@ -272,7 +301,7 @@ export class Switchyard extends Emitter {
     create: () => this.#newConnection(),
     start: (connection) => this.#openSocket(connection),
     joinRooms: (connection) => {
-      connection.movedFrom = this.welcome.node;
+      if (!this.#current.isSilent) connection.movedFrom = this.welcome.node; // otherwise the service has not asked for it
       if (connection.movedFrom) this.#sendMoved(connection);
       this.#rooms.signalDedup.start();
       for (const room of this.#rooms) this.#rooms.joinOn(connection, room);
@@ -297,6 +326,7 @@ export class Switchyard extends Emitter {
     if (connection !== this.#current && connection !== this.#move.next) return;
     this._emit("frame", frame, connection.number);
     if (connection !== this.#current && connection !== this.#move.next) return; // a listener has closed it
+    if (connection.isAnswer(frame)) return this.#answered(connection);
     // Types that only a newer server sends are ignored.
     const isRefusal = frame.type === "error" && frame.code === "rate_limited";
     if (frame.ref && !isRefusal) connection.answered(frame.ref);
@@ -304,6 +334,11 @@ export class Switchyard extends Emitter {
     if (!frame.ref) return;
     connection.joins.pump(); // the answer may have made room for more
     this.#outbox.pump();
+  }
+
+  // The current connection is not silent any more: a second one is not needed, unless it is welcomed already.
+  #answered(connection) {
+    if (connection === this.#current && this.#move.reason === AFTER_SILENCE.reason && !this.#move.next?.welcome) this.#move.cancel();
   }
 
   #handlers = {

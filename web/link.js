@@ -1,9 +1,12 @@
 // The part of client.js that is one socket. Applications import client.js.
 
+import { checkedToken } from "./options.js";
 import { JoinQueue, Pacer, encodedLength } from "./pace.js";
 
 const TOKEN_TIMEOUT = 30_000; // ms that getToken may take
 const WELCOME_TIMEOUT = 10_000; // ms from opening to welcome
+const PROBE_TIMEOUT = 3_000; // ms in which the service answers a ping
+const LATE_CLOSE = 5_000; // ms more without a token: a service that requires one waits 10 s for it, and then says so
 
 // A Connection is one WebSocket from its opening to its end, which it reports exactly once. Two are open
 // during a move, so the state that belongs to one of them is kept here.
@@ -19,9 +22,11 @@ export class Connection {
   // says that presence was requested after the join.
   memberships = new Map();
   ignoredRefs = new Set(); // refs of requests whose error is ignored
+  isSilent = false; // the last ping was not answered
+  withoutToken = false; // getToken has returned none
   pendingMove = null; // a move that the service asked for while this was the next connection
   movedFrom = null; // the node to name in "moved", if a move led here
-  #clock; #onFrame; #onEnd; #socket = null; #ended = false; #lastFrameAt; #timer;
+  #clock; #onFrame; #onEnd; #socket = null; #ended = false; #lastFrameAt; #timer; #probe = null;
 
   /** number counts the connections of a client; onFrame and onEnd get the frames and the end. */
   constructor(number, clock, onFrame, onEnd) {
@@ -35,18 +40,22 @@ export class Connection {
   /** Opens a socket with dial(token), at once unless there is a getToken. An error of either one is an end, too. */
   async open(getToken, dial) {
     try {
-      this.#timer = this.#clock.setTimeout(() => this.abort(1006, "no token in time"), TOKEN_TIMEOUT);
-      const token = getToken ? await getToken() : undefined;
+      this.#timer = this.#clock.setTimeout(() => this.#fail(new Error("getToken took longer than half a minute")), TOKEN_TIMEOUT);
+      const token = getToken ? checkedToken(await getToken()) : undefined;
       if (this.#ended) return; // closed while the token was fetched
       this.#clock.clearTimeout(this.#timer);
+      this.withoutToken = Boolean(getToken) && !token;
       this.#socket = dial(token);
     } catch (error) {
-      if (!this.#ended) this.#end(1006, error.message, error);
+      await null; // the application has just called connect, and adds its listeners
+      this.#fail(error);
       return;
     }
     this.#lastFrameAt = this.#clock.now();
     this.#socket.onmessage = (event) => this.#receive(event.data);
     this.#socket.onclose = (event) => this.#end(event.code, event.reason);
+    // The end of the connection follows. The package ws ends the process unless there is always a listener.
+    this.#socket.onerror = () => {};
     this.#checkTimeout();
   }
 
@@ -69,6 +78,30 @@ export class Connection {
   answered(ref) {
     this.pacer?.answered(ref);
     this.joins.answered(ref);
+  }
+
+  /**
+   * Sends a ping, unless one waits for its answer, and calls onSilence if no answer arrives in time. Other frames count for
+   * nothing: the browser may have received them long ago.
+   */
+  probe(ref, onSilence) {
+    if (this.#probe || this.isSilent) return;
+    this.ignoredRefs.add(ref); // an older service answers that it does not know the type
+    this.send({ type: "ping", ref });
+    this.#probe = { ref, timer: this.#clock.setTimeout(() => {
+      this.isSilent = true;
+      onSilence();
+    }, PROBE_TIMEOUT) };
+  }
+
+  /** Whether this is the answer to a ping. */
+  isAnswer({ ref }) {
+    if (!this.#probe || ref !== this.#probe.ref) return false;
+    this.#clock.clearTimeout(this.#probe.timer);
+    this.ignoredRefs.delete(ref);
+    this.#probe = null;
+    this.isSilent = false;
+    return true;
   }
 
   /** Ends now: on a dead network the browser would wait long for the other side's close frame. closeCode is sent. */
@@ -103,7 +136,7 @@ export class Connection {
 
   // One timer that compares with the time of the last frame is cheaper than one that every frame sets again.
   #checkTimeout() {
-    const limit = this.welcome ? 2 * this.welcome.heartbeat_ms : WELCOME_TIMEOUT;
+    const limit = this.welcome ? 2 * this.welcome.heartbeat_ms : WELCOME_TIMEOUT + (this.withoutToken ? LATE_CLOSE : 0);
     const silentFor = this.#clock.now() - this.#lastFrameAt;
     if (silentFor >= limit) {
       this.abort(1006, this.welcome ? "no frame for two heartbeats" : "no welcome in time");
@@ -112,10 +145,16 @@ export class Connection {
     this.#timer = this.#clock.setTimeout(() => this.#checkTimeout(), limit - silentFor);
   }
 
+  // There is no socket. An application may throw anything.
+  #fail(error) {
+    if (!this.#ended) this.#end(1006, String(error?.message ?? error), error ?? new Error("getToken has failed"));
+  }
+
   #end(code, reason, error) {
     this.#ended = true;
     this.#clock.clearTimeout(this.#timer);
     this.joins.stop();
+    this.#clock.clearTimeout(this.#probe?.timer);
     if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
     this.#onEnd(this, code, reason, error);
   }

@@ -30,6 +30,9 @@ export class Move {
     this.#backoff = backoff;
   }
 
+  /** The reason of the move in force; undefined without one. */
+  get reason() { return this.#request?.reason; }
+
   /** Returns the request in a move frame that has just arrived, with absolute times. */
   parseRequest({ after_ms: after, deadline_ms: deadline, avoid, reason = "" }) {
     const now = this.#clock.now();

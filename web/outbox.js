@@ -175,7 +175,7 @@ export class Outbox {
       const bytes = request.bytes + (follows ? FOLLOWS.length : 0);
       if (queue.timer || queue.probe || held.has(queue)) {
         i += 1;
-      } else if (this.#clock.now() >= this.#deadline(request)) {
+      } else if (this.#timeLeft(request) <= 0) {
         this.#expire(request); // timers fire late after the computer was suspended
       } else if (request.bytes > this.maxFrame) {
         this.reject(request.ref, this.#tooLarge(request));
@@ -197,7 +197,7 @@ export class Outbox {
     if (queue.probing) queue.probe = request;
     if (request.body !== undefined) request.uncertainAttempts += 1; // a request without a body stores nothing
     if (request.firstSentAt === null) {
-      request.firstSentAt = this.#clock.now();
+      request.firstSentAt = this.#now();
       this.#startTimer(request);
     }
     this.#connection.request(text, request.ref, request.kind, bytes);
@@ -223,26 +223,32 @@ export class Outbox {
     this.#byRef.set(request.ref, request);
     this.#byKey.set(request.key, request);
     // uncertainAttempts counts the attempts that may have been stored; sent: on this connection, and without an answer.
-    Object.assign(request, { order: ++this.#order, queuedAt: this.#clock.now(), firstSentAt: null, uncertainAttempts: 0, sent: false });
+    Object.assign(request, { order: ++this.#order, queuedAt: this.#now(), firstSentAt: null, uncertainAttempts: 0, sent: false });
     this.#startTimer(request);
     this.#waiting[request.kind].push(request);
     this.pump();
   }
 
-  // When to give up. A request that was never sent cannot be stored twice: it is kept as long as the
+  // The ms until the client gives up. A request that was never sent cannot be stored twice: it is kept as long as the
   // application wants.
-  #deadline(request) {
+  #timeLeft(request) {
     const { resendFor } = this.#options;
-    if (request.firstSentAt === null) return request.queuedAt + (resendFor ?? DEFAULT_RESEND_MS);
-    return request.firstSentAt + Math.min(resendFor ?? Infinity, this.#resendWindow);
+    if (request.firstSentAt === null) return (resendFor ?? DEFAULT_RESEND_MS) - this.#since(request.queuedAt);
+    return Math.min(resendFor ?? Infinity, this.#resendWindow) - this.#since(request.firstSentAt);
   }
+
+  #now() { return { time: this.#clock.now(), wall: this.#clock.wall() }; }
+
+  // The ms since then, by the clock that says more: the wall clock may have been set back, and the other one may stand
+  // still while the computer sleeps. A resend after the service has forgotten the id would be stored twice.
+  #since({ time, wall }) { return Math.max(this.#clock.now() - time, this.#clock.wall() - wall); }
 
   #startTimer(request) {
     this.#clock.clearTimeout(request.timer);
     request.timer = this.#clock.setTimeout(() => {
       this.#expire(request);
       this.pump();
-    }, Math.max(0, this.#deadline(request) - this.#clock.now()));
+    }, Math.max(0, this.#timeLeft(request)));
   }
 
   #remove(request) {

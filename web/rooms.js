@@ -1,10 +1,11 @@
 // The part of client.js that knows the position of each room, on one connection or on the two of a move. Applications import client.js.
 
 import { SwitchyardError } from "./outbox.js";
-import { Room } from "./room.js";
+import { Room, RoomState } from "./room.js";
 
-// Rooms holds the rooms that the client has joined or will join. A position belongs to the room, and advances with the
-// connection that delivers a message first. The state of a room on one connection is its membership. host is
+// Rooms holds the rooms that the client has joined or will join. A position belongs to a reader, and advances with the
+// connection that delivers a message first: a room is joined from the position of the reader that lags most, and the
+// others drop what they have. The state of a room on one connection is its membership. host is
 // the client: connections() are the welcomed ones, isNext(connection) recognizes the next connection of a
 // move, membershipChanged(progress) is called when a membership of the next connection has changed,
 // requestPresence(request) sends a request in its turn, awaitsPresence(name) says that one waits for it, and emit and nextRef are the client's own.
@@ -18,22 +19,33 @@ export class Rooms {
     this.#host = host;
   }
 
-  get(name) { return this.#all.get(name); }
-
   [Symbol.iterator]() { return this.#all.values(); }
 
-  join(name, position) {
-    const room = new Room(this.#client, name, position);
-    this.#all.set(name, room);
-    for (const connection of this.#host.connections()) this.joinOn(connection, room);
-    return room;
+  /** Adds a reader. The room is joined again if it is joined already: the answer has its bounds for the new reader. */
+  join(name, start) {
+    const reader = new Room(this.#client, this, name, start);
+    if (!this.#all.has(name)) this.#all.set(name, new RoomState(name));
+    const room = this.#all.get(name);
+    room.readers.add(reader);
+    for (const connection of this.#host.connections()) {
+      const membership = connection.memberships.get(name);
+      if (membership) this.#sendJoin(connection, room, membership.joined || membership.forNewReader);
+      else this.joinOn(connection, room);
+    }
+    return reader;
   }
 
-  leave(name) {
+  /** All readers leave. */
+  leave(name) { for (const reader of this.#all.get(name)?.readers ?? []) this.leaveReader(reader); }
+
+  /** One reader leaves, and the client leaves the room with the last one. */
+  leaveReader(reader) {
+    const { name } = reader;
     const room = this.#all.get(name);
-    if (!room) return;
+    if (!room?.readers.delete(reader)) return;
+    reader._reject(new SwitchyardError("left", `${name} was left before it was joined`));
+    if (room.readers.size > 0) return;
     this.#all.delete(name);
-    room._reject(new SwitchyardError("left", `${name} was left before it was joined`));
     for (const connection of this.#host.connections()) {
       const membership = connection.memberships.get(name);
       if (!membership) continue;
@@ -44,12 +56,20 @@ export class Rooms {
     this.#host.membershipChanged(false);
   }
 
+  /** From now on the readers of a room are told the changes of its presence. */
+  watchPresence(name) {
+    const room = this.#all.get(name);
+    if (room) room._watchesPresence = true;
+  }
+
   /** Joins on a connection where the room has no membership yet; on a next one only from a known position. */
   joinOn(connection, room) {
     if (connection.memberships.has(room.name)) return;
     // Two joins from now would start at two positions.
-    if (this.#host.isNext(connection) && !room._position) return;
-    connection.memberships.set(room.name, { ref: null, sent: false, joined: false, epoch: undefined, missingAfter: null, presence: false });
+    if (this.#host.isNext(connection) && !room.position) return;
+    connection.memberships.set(room.name, {
+      ref: null, sent: false, joined: false, epoch: undefined, missingAfter: null, presence: false, from: null, forNewReader: false,
+    });
     this.#sendJoin(connection, room);
   }
 
@@ -72,14 +92,21 @@ export class Rooms {
     connection.ignoredRefs.delete(frame.ref);
     const [room, membership] = this.#find(frame, connection);
     if (!room || membership.ref !== frame.ref) return; // of a join that was left or repeated since
-    room._position ??= { seq: frame.seq };
-    room._position.epoch ??= frame.epoch;
+    room.epoch = frame.epoch;
+    for (const reader of room.readers) startReader(reader, frame);
+    // A reader may start before this join, and one in another epoch may have been taken for the last.
+    if (!covers(membership.from ?? frame, room.position)) return this.#sendJoin(connection, room, membership.forNewReader);
     const connections = this.#host.connections();
     const firstJoin = !connections.some((other) => other !== connection && other.memberships.get(room.name)?.joined);
-    Object.assign(membership, { joined: true, epoch: room._position.epoch });
+    Object.assign(membership, { joined: true, epoch: room.position.epoch });
     for (const other of connections) this.joinOn(other, room); // now that its position is known
-    room._resolve(frame);
-    if (firstJoin) this.#emit(room, "joined", frame);
+    const { forNewReader } = membership;
+    const added = [...room.readers].filter(({ _isJoined }) => !_isJoined);
+    const told = firstJoin && !forNewReader ? [...room.readers] : added;
+    for (const reader of told) reader._isJoined = true;
+    for (const reader of told) reader._resolve(frame);
+    if (told.length > 0) this.#emit(room, "joined", frame, told);
+    this.#voidPositions(room, frame, added);
     // The service sends changes to the membership that was there when presence was requested.
     const watched = room._watchesPresence && !this.#host.isNext(connection);
     if (watched && !membership.presence && !this.#host.awaitsPresence(room.name)) this.#requestPresence(room);
@@ -88,37 +115,39 @@ export class Rooms {
 
   message(frame, connection) {
     const [room, membership] = this.#find(frame, connection);
-    if (!membership?.joined || this.#isStaleEpoch(room, membership, frame)) return;
+    if (!membership?.joined || isStaleEpoch(room, membership, frame)) return;
     membership.epoch = frame.epoch;
-    if (frame.epoch !== room._position.epoch) this.#startEpoch(room, frame);
-    const { seq } = room._position;
-    if (frame.seq <= seq) return;
-    if (frame.seq > seq + 1) return this.#requestMissing(connection, room, membership);
-    room._position = { seq: frame.seq, epoch: frame.epoch };
-    this.#emit(room, "message", frame);
+    this.#startEpoch(room, frame);
+    const readers = [...room.readers].filter(({ _position }) => _position);
+    const missing = readers.some(({ _position }) => frame.seq > _position.seq + 1);
+    const takers = readers.filter(({ _position }) => frame.seq === _position.seq + 1);
+    for (const reader of takers) reader._position = { seq: frame.seq, epoch: frame.epoch };
+    this.#emit(room, "message", frame, takers, takers.length > 0 && room.advance(frame));
+    if (missing && connection.memberships.get(room.name) === membership) this.#requestMissing(connection, room, membership);
   }
 
   gap(frame, connection) {
     const [room, membership] = this.#find(frame, connection);
-    if (!membership?.joined || this.#isStaleEpoch(room, membership, frame)) return;
-    const { seq, epoch } = room._position;
+    if (!membership?.joined || isStaleEpoch(room, membership, frame)) return;
     // A new epoch was already reported when it came on the other connection.
-    const alreadyReported = frame.epoch === epoch && (frame.reason !== "epoch" || membership.epoch !== frame.epoch);
+    const isVoid = frame.reason === "epoch" && membership.epoch === frame.epoch;
     membership.epoch = frame.epoch;
-    if (alreadyReported && frame.to <= seq) return;
-    room._position = { seq: frame.to, epoch: frame.epoch };
-    this.#emit(room, "gap", frame);
+    room.epoch = frame.epoch;
+    const end = { seq: frame.to, epoch: frame.epoch };
+    const takers = [...room.readers].filter(({ _position: p }) => p && (p.epoch !== frame.epoch || isVoid || frame.to > p.seq));
+    for (const reader of takers) reader._position = end;
+    this.#emit(room, "gap", frame, takers, takers.length > 0 && room.advance(end, frame.reason === "epoch"));
   }
 
   signal(frame, connection) {
     const room = this.#all.get(frame.room);
-    if (room && !this.signalDedup.seenBefore(connection.number, frame)) this.#emit(room, "signal", frame);
+    if (room && !this.signalDedup.seenBefore(connection.number, frame)) this.#emit(room, "signal", frame, [...room.readers]);
   }
 
   /** A change of presence, or the full list; those on the next connection of a move are ignored. */
   presence(frame, connection) {
     const room = this.#all.get(frame.room);
-    if (room?._watchesPresence && !this.#host.isNext(connection)) this.#emit(room, "presence", frame);
+    if (room?._watchesPresence && !this.#host.isNext(connection)) this.#emit(room, "presence", frame, [...room.readers]);
   }
 
   /** The room whose last join on that connection has the ref. */
@@ -135,11 +164,11 @@ export class Rooms {
   refuse(room, error) {
     this.#all.delete(room.name);
     for (const connection of this.#host.connections()) connection.memberships.delete(room.name);
-    room._reject(error);
+    for (const reader of room.readers) reader._reject(error);
     this.#host.membershipChanged(false);
   }
 
-  rejectAll(error) { for (const room of this) room._reject(error); }
+  rejectAll(error) { for (const { readers } of this) for (const reader of readers) reader._reject(error); }
 
   // A room and its membership on this connection; neither if the room was left.
   #find({ room: name }, connection) {
@@ -147,17 +176,16 @@ export class Rooms {
     return membership ? [this.#all.get(name), membership] : [];
   }
 
-  // Whether this connection is still in an epoch that has ended on the other one.
-  #isStaleEpoch(room, membership, { epoch }) { return epoch !== room._position.epoch && epoch === membership.epoch; }
-
-  #sendJoin(connection, room) {
+  // forNewReader: the others are not told of the answer.
+  #sendJoin(connection, room, forNewReader = false) {
     const ref = this.#host.nextRef();
-    Object.assign(connection.memberships.get(room.name), { ref, sent: false, joined: false, presence: false });
+    Object.assign(connection.memberships.get(room.name), { ref, sent: false, joined: false, presence: false, forNewReader });
     connection.joins.add(ref, () => {
       const membership = connection.memberships.get(room.name);
       if (membership?.ref !== ref) return null; // left, or joined again since
-      const position = room._position;
-      return { type: "join", ref, room: room.name, after: position?.seq, epoch: position?.epoch };
+      const from = room.position;
+      membership.from = from;
+      return { type: "join", ref, room: room.name, after: from?.seq, epoch: from?.epoch };
     }, () => { connection.memberships.get(room.name).sent = true; });
   }
 
@@ -172,30 +200,60 @@ export class Rooms {
     this.#host.requestPresence({
       ref, key: ref, kind: "history", queue: `presence ${room.name}`, text: JSON.stringify({ type: "presence", ref, room: room.name }),
       onSent: (connection) => this.presenceRequested(room.name, connection),
-      resolve: (frame) => { if (this.#all.get(room.name) === room) this.#emit(room, "presence", frame); },
+      resolve: (frame) => { if (this.#all.get(room.name) === room) this.#emit(room, "presence", frame, [...room.readers]); },
       reject: (error) => { if (this.#all.get(room.name) === room) this.#host.emit("error", error); },
     });
   }
 
   // The log is in a new epoch, and this message is the first frame that says so.
   #startEpoch(room, { epoch, seq }) {
-    room._position = { seq: seq - 1, epoch };
-    if (seq > 1) this.#emit(room, "gap", { type: "gap", room: room.name, epoch, from: 1, to: seq - 1, reason: "epoch" });
+    room.epoch = epoch;
+    const old = [...room.readers].filter(({ _position }) => _position && _position.epoch !== epoch);
+    if (old.length === 0) return;
+    for (const reader of old) reader._position = { seq: seq - 1, epoch };
+    if (seq > 1) this.#emit(room, "gap", { type: "gap", room: room.name, epoch, from: 1, to: seq - 1, reason: "epoch" }, old);
+  }
+
+  // The service tells what is wrong with the position that the room was joined from. This is for the other readers: those
+  // in another epoch, and those of the added ones that are above the newest message.
+  #voidPositions(room, { epoch, seq }, added) {
+    const { position } = room;
+    if (position.epoch !== epoch || position.seq > seq) return; // a gap follows, for all of them
+    const readers = [...room.readers].filter((reader) => reader._position.epoch !== epoch || (added.includes(reader) && reader._position.seq > seq));
+    for (const reader of readers) reader._position = { ...position };
+    const gap = { type: "gap", room: room.name, epoch, from: 1, to: position.seq, reason: "epoch" };
+    if (readers.length > 0 && position.seq > 0) this.#emit(room, "gap", gap, readers, false);
   }
 
   // The service promises not to skip messages. If it does, the client joins again from the last position; if
   // it skips the same message again, the client ends the connection.
   #requestMissing(connection, room, membership) {
     const { missingAfter } = membership;
-    const repeated = missingAfter?.seq === room._position.seq && missingAfter.epoch === room._position.epoch;
-    membership.missingAfter = repeated ? null : room._position;
-    this.#host.emit("error", new SwitchyardError("hole", `the service skipped seq ${room._position.seq + 1} of ${room.name}; joining again`));
+    const { position } = room;
+    const repeated = missingAfter?.seq === position.seq && missingAfter.epoch === position.epoch;
+    membership.missingAfter = repeated ? null : position;
+    this.#host.emit("error", new SwitchyardError("hole", `the service skipped seq ${position.seq + 1} of ${room.name}; joining again`));
     if (repeated) connection.abort(1006, "the service skipped a message twice");
     else this.#sendJoin(connection, room);
   }
 
-  #emit(room, event, frame) {
-    room._emit(event, frame);
-    this.#host.emit(event, frame);
+  // Emits to these readers, and to the client's own listeners if it is news to them.
+  #emit(room, event, frame, readers, isNews = true) {
+    for (const reader of readers) if (room.readers.has(reader)) reader._emit(event, frame);
+    if (isNews) this.#host.emit(event, frame);
   }
 }
+
+// Gives a reader its position once the bounds of the room are known.
+function startReader(reader, { epoch, seq, first }) {
+  reader._position ??= { seq: Math.max(Math.min(first - 1, seq), seq - reader._last), epoch };
+  reader._position.epoch ??= epoch;
+}
+
+// Whether a join from one position delivers what follows the other.
+function covers(from, position) {
+  return from.seq <= position.seq && (from.epoch === position.epoch || from.epoch === undefined);
+}
+
+// Whether this connection is still in an epoch that has ended on the other one.
+function isStaleEpoch(room, membership, { epoch }) { return epoch !== room.position.epoch && epoch === membership.epoch; }

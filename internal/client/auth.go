@@ -30,9 +30,12 @@ func (t *tokens) refresh(ctx context.Context) error {
 	t.locked(func() { conn = t.current })
 	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
 	defer cancel()
-	token, err := t.opts.Token(ctx)
-	if err != nil {
+	token, err := t.token(ctx)
+	switch {
+	case err != nil:
 		return fmt.Errorf("get a token: %w", err)
+	case token == "":
+		return fmt.Errorf("%w: Options.Token has returned none", ErrNoToken)
 	}
 	ref := t.nextRef()
 	frame := newRequest("auth", ref, "").text("token", token).end()

@@ -40,6 +40,7 @@ type scriptPlayer struct {
 	client  *Client
 	peers   []*scriptedPeer           // in the order of connecting
 	frames  map[string]map[string]any // frames of the client, by the names in the script
+	joins   map[string]*Room          // by the names in the script
 
 	// mu protects the fields below.
 	mu            sync.Mutex
@@ -89,7 +90,7 @@ func (p *scriptedPeer) readLoop() {
 }
 
 func newScriptPlayer(t *testing.T, s *fakeService, b behaviors.Behavior) *scriptPlayer {
-	sp := &scriptPlayer{t: t, service: s, script: b, frames: map[string]map[string]any{}, outcomes: map[string]*outcome{}}
+	sp := &scriptPlayer{t: t, service: s, script: b, frames: map[string]map[string]any{}, joins: map[string]*Room{}, outcomes: map[string]*outcome{}}
 	opts := Options{IDWindow: duration(2 * float64(b.ResendFor)), random: func() float64 { return b.Random }, OnState: func(e StateEvent) {
 		sp.mu.Lock()
 		defer sp.mu.Unlock()
@@ -239,16 +240,15 @@ func (sp *scriptPlayer) userStep(s behaviors.Step) error {
 	c, room := sp.client, message.Room(s.Room)
 	switch s.User {
 	case "joins":
-		from := Now()
-		if s.After != nil {
-			from = After(message.Epoch(s.Epoch), message.Seq(*s.After))
-		}
-		go func() {
-			_, err := c.Join(context.Background(), room, from, sp.handler(s.Room))
-			sp.recordRefusal(s.Room, err)
-		}()
+		go sp.join(s)
 	case "leaves":
+		if s.Of != "" {
+			sp.joins[s.Of].Leave()
+			return nil
+		}
 		c.Leave(room)
+	case "reconnects":
+		c.Reconnect()
 	case "publishes":
 		return sp.publish(s)
 	case "requests history":
@@ -280,6 +280,25 @@ func (sp *scriptPlayer) userStep(s behaviors.Step) error {
 		return fmt.Errorf("unknown word of the user: %q", s.User)
 	}
 	return nil
+}
+
+// join joins as a step says. The events of a join with a name begin with the name.
+func (sp *scriptPlayer) join(s behaviors.Step) {
+	from := Last(s.Last)
+	if s.After != nil {
+		from = After(message.Epoch(s.Epoch), message.Seq(*s.After))
+	}
+	var err error
+	if s.As == "" {
+		_, err = sp.client.Join(context.Background(), message.Room(s.Room), from, sp.handler("", s.Room))
+	} else {
+		var joined *Room
+		joined, err = sp.client.JoinRoom(context.Background(), message.Room(s.Room), from, sp.handler(s.As+": ", s.Room))
+		sp.mu.Lock()
+		sp.joins[s.As] = joined
+		sp.mu.Unlock()
+	}
+	sp.recordRefusal(s.Room, err)
 }
 
 func (sp *scriptPlayer) publish(s behaviors.Step) error {
@@ -317,20 +336,20 @@ func (sp *scriptPlayer) recordRefusal(room string, err error) {
 	}
 }
 
-func (sp *scriptPlayer) handler(room string) Handler {
+func (sp *scriptPlayer) handler(prefix, room string) Handler {
 	return Handler{
-		Message: func(m message.Message) { sp.recordEvent("message %s %s/%d", m.Room, m.Epoch, m.Seq) },
-		Gap:     func(g Gap) { sp.recordEvent("gap %s %s %d-%d %s", g.Room, g.Epoch, g.From, g.To, g.Reason) },
-		Joined:  func(j Joined) { sp.recordEvent("joined %s %d", j.Room, j.Head) },
+		Message: func(m message.Message) { sp.recordEvent("%smessage %s %s/%d", prefix, m.Room, m.Epoch, m.Seq) },
+		Gap:     func(g Gap) { sp.recordEvent("%sgap %s %s %d-%d %s", prefix, g.Room, g.Epoch, g.From, g.To, g.Reason) },
+		Joined:  func(j Joined) { sp.recordEvent("%sjoined %s %d", prefix, j.Room, j.Head) },
 		Ended:   func(err error) { sp.recordRefusal(room, err) },
 		Presence: func(p Presence) {
-			sp.recordEvent("presence %s %d%s%s%s", p.Room, p.Count, sessions(" =", p.Members), sessions(" +", p.Joined), sessions(" -", p.Left))
+			sp.recordEvent("%spresence %s %d%s%s%s", prefix, p.Room, p.Count, sessions(" =", p.Members), sessions(" +", p.Joined), sessions(" -", p.Left))
 		},
 		Signal: func(s Signal) {
 			if s.From == "" {
 				s.From = "-"
 			}
-			sp.recordEvent("signal %s %s %s", s.Room, s.From, s.Data)
+			sp.recordEvent("%ssignal %s %s %s", prefix, s.Room, s.From, s.Data)
 		},
 	}
 }

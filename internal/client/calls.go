@@ -214,7 +214,7 @@ func (c *calls) signal(room message.Room, frame []byte) error {
 	switch {
 	case c.err != nil:
 		return c.err
-	case c.current == nil:
+	case c.current == nil || c.current.silent:
 		return ErrOffline
 	case c.current.sock.full():
 		return ErrBusy

@@ -66,7 +66,7 @@ func newClient(opts Options) *Client {
 	}
 	l := &link{
 		shared: s, parts: p, session: opts.Session, live: make(chan struct{}), backoff: backoff{random: opts.random},
-		connectionsClosed: make(chan struct{}), done: make(chan struct{}),
+		connectionsClosed: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	return &Client{shared: s, parts: p, link: l}
 }
@@ -96,6 +96,10 @@ func (c *Client) Ready(ctx context.Context) error {
 	case <-c.link.done:
 		return c.Err()
 	case <-ctx.Done():
+		var last error
+		if c.locked(func() { last = c.link.lastFailure }); last != nil {
+			return fmt.Errorf("connect to %s: %w (the last attempt: %w)", c.opts.URLs[0], ctx.Err(), last)
+		}
 		return fmt.Errorf("connect to %s: %w", c.opts.URLs[0], ctx.Err())
 	}
 }
@@ -130,39 +134,91 @@ func (c *Client) Close() {
 // waits for the service's answer, and returns an *Error when that is a refusal.
 // When ctx ends first, the client leaves the room; when Leave is called first,
 // Join returns ErrLeft.
+//
+// A room that is joined already is ErrJoined: JoinRoom joins it once more.
 func (c *Client) Join(ctx context.Context, name message.Room, from Position, h Handler) (Joined, error) {
-	if _, err := message.ParseRoom(string(name)); err != nil {
+	room, err := c.join(ctx, name, from, h, true)
+	if err != nil {
 		return Joined{}, err
 	}
+	return room.Joined, nil
+}
+
+// JoinRoom is Join for a part of a program that shares the client with others, which
+// may join the same room: each has a handler, a position and an end of its own.
+func (c *Client) JoinRoom(ctx context.Context, name message.Room, from Position, h Handler) (*Room, error) {
+	return c.join(ctx, name, from, h, false)
+}
+
+func (c *Client) join(ctx context.Context, name message.Room, from Position, h Handler, alone bool) (*Room, error) {
+	if _, err := message.ParseRoom(string(name)); err != nil {
+		return nil, err
+	}
+	if from.After < 0 || (from.After > 0 && from.Epoch == "") {
+		return nil, fmt.Errorf("join %s: the position after %d needs a seq of 0 or more, and its epoch", name, from.After)
+	}
 	first := make(chan joinOutcome, 1)
-	room := &roomState{name: name, handler: h, position: from, firstJoin: first}
+	room := &Room{client: c, name: name, reader: &reader{handler: h, position: from, firstJoin: first}}
 	var err error
-	if c.locked(func() { err = c.parts.rooms.join(room) }); err != nil {
-		return Joined{}, err
+	if c.locked(func() { err = c.parts.rooms.join(name, room.reader, alone) }); err != nil {
+		return nil, err
 	}
 	select {
 	case o := <-first:
-		return o.joined, o.err
+		room.Joined = o.joined
+		return room, o.err
 	case <-ctx.Done():
-		c.locked(func() { c.parts.rooms.leave(name, room) })
-		return Joined{}, fmt.Errorf("join %s: %w", name, ctx.Err())
+		room.Leave()
+		return nil, fmt.Errorf("join %s: %w", name, ctx.Err())
 	}
 }
 
-// Leave leaves a room. One of its callbacks may still run when Leave returns.
-func (c *Client) Leave(name message.Room) { c.locked(func() { c.parts.rooms.leave(name, nil) }) }
+// A Room is one join of a room, by JoinRoom.
+type Room struct {
+	Joined Joined // the answer to the join
+	client *Client
+	name   message.Room
+	reader *reader
+}
 
-// Position returns the last position seen in a room, for a later Join with After.
-// It returns false when the client has not joined the room, or has had no answer
-// yet.
+// Leave ends this join, and leaves the room with the last one. One of its callbacks
+// may still run when Leave returns.
+func (r *Room) Leave() {
+	r.client.locked(func() { r.client.parts.rooms.leaveReader(r.name, r.reader) })
+}
+
+// Position returns the last position that this join has seen, for a later join with
+// After.
+func (r *Room) Position() (at Position) {
+	r.client.locked(func() { at = r.reader.position })
+	return at
+}
+
+// Leave leaves a room, for all that have joined it. One of its callbacks may still
+// run when Leave returns.
+func (c *Client) Leave(name message.Room) { c.locked(func() { c.parts.rooms.leave(name) }) }
+
+// Position returns the last position seen in a room, for a later Join with After; of
+// several joins, that of the first. It returns false when the client has not joined
+// the room, or has had no answer yet.
 func (c *Client) Position(name message.Room) (at Position, ok bool) {
 	c.locked(func() {
-		if r := c.parts.rooms.byName[name]; r != nil && r.position.given && r.position.Epoch != "" {
-			at, ok = r.position, true
+		if r := c.parts.rooms.byName[name]; r != nil {
+			at = r.readers[0].position
+			ok = at.given && at.Epoch != ""
 		}
 	})
-	return at, ok
+	if !ok {
+		return Position{}, false
+	}
+	return at, true
 }
+
+// Reconnect connects at once instead of waiting. A live client asks whether the
+// service is still there: after three seconds without an answer it opens a second
+// connection beside the first, and drops the first when the second is live or fails
+// as well. Call it when the network may have changed, or the computer has slept.
+func (c *Client) Reconnect() { c.locked(c.link.reconnect) }
 
 // Publish publishes data (a JSON value) in a room and waits for the ack. An empty
 // id means a random one. The client resends the message with the same id after a

@@ -30,6 +30,8 @@ type connection struct {
 	// Guarded by mu, each used by one part: the link, the tokens and the rooms.
 	pendingMove  *moveRequest // arrived while this was the next connection; started once it is current
 	tokenExpires time.Time    // zero: never
+	probe        string       // the ref of the ping that waits for its answer; "" without one
+	silent       bool         // the ping was not answered in time
 	memberships  map[message.Room]*membership
 	pacer        pacer
 	joins        joinQueue

@@ -26,7 +26,7 @@ var (
 	// ErrPending: a publish with the same id in the same room has no answer yet.
 	ErrPending = errors.New("a publish with this id is pending")
 
-	// ErrJoined: the client has already joined the room.
+	// ErrJoined: the client has already joined the room, and Join joins it alone.
 	ErrJoined = errors.New("the room is already joined")
 
 	// ErrLeft: Leave was called while Join waited.
@@ -35,8 +35,8 @@ var (
 	// ErrOffline: there is no connection, and signals are not queued.
 	ErrOffline = errors.New("not connected")
 
-	// ErrNoToken: Options.Token is not set.
-	ErrNoToken = errors.New("no token source is configured")
+	// ErrNoToken: Options.Token is not set, or has returned no token.
+	ErrNoToken = errors.New("there is no token")
 
 	// ErrInvalidData: the data is not a JSON value.
 	ErrInvalidData = errors.New("the data is not valid JSON")

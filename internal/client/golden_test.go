@@ -263,6 +263,8 @@ func makeCall(ctx context.Context, c *Client, g golden) {
 		_, _ = c.History(ctx, r.Room, h)
 	case "presence":
 		_, _ = c.Presence(ctx, r.Room)
+	case "ping":
+		c.Reconnect()
 	case "auth":
 		_ = c.RefreshToken(ctx)
 	}

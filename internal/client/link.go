@@ -14,7 +14,20 @@ import (
 // tokenTimeout is how long Options.Token may take.
 const tokenTimeout = 30 * time.Second
 
-var errHeartbeatTimeout = errors.New("no frame for two heartbeats")
+// probeTimeout is the time in which the service answers a ping.
+const probeTimeout = 3 * time.Second
+
+// lateClose is how much longer a connection without a token waits for its welcome: a
+// service that requires one waits as long as dialTimeout for it, and then says so.
+const lateClose = 5 * time.Second
+
+// reasonSilence is that of a move that the client itself decides on.
+const reasonSilence = "silence"
+
+var (
+	errHeartbeatTimeout = errors.New("no frame for two heartbeats")
+	errSilent           = errors.New("no answer to a ping, and no second connection")
+)
 
 // A link makes one connection after the other and reads them. It alone decides
 // which one is current, and which goroutine is responsible for it.
@@ -24,6 +37,7 @@ type link struct {
 	parts             *parts
 	connectionsClosed chan struct{} // closed when close has closed all connections
 	done              chan struct{} // closed when the client has ended
+	wake              chan struct{} // ends the wait for the next attempt
 
 	// Guarded by mu.
 	move         *move           // nil without a move
@@ -33,6 +47,9 @@ type link struct {
 	session      string          // the session to resume at the next connect
 	connectCount uint64          // connections tried so far
 	urlIndex     int             // index into URLs, modulo their number
+	waiting      bool            // for the next attempt
+	failures     int             // attempts that failed before the first welcome
+	lastFailure  error           // of the last of them
 
 	backoff backoff // owned by the goroutine in connectionLoop
 }
@@ -77,7 +94,10 @@ func (l *link) connectionLoop(conn *connection, end closeResult) {
 // connection requires. It returns false when the client has ended.
 func (l *link) awaitReconnect(end closeResult) bool {
 	closing := false
-	l.locked(func() { closing = l.closing })
+	l.locked(func() {
+		closing = l.closing
+		l.countFailure(end)
+	})
 	if closing {
 		l.finish(ErrClosed, end)
 		return false
@@ -95,14 +115,86 @@ func (l *link) awaitReconnect(end closeResult) bool {
 	}
 	wait := l.backoff.next(action, end.code, end.lifetime, time.Now())
 	l.opts.Logger.Debug("connection ended", "code", end.code, "err", end.err, "retry_in", wait)
+	l.locked(func() { l.waiting = true })
 	l.emitState(StateEvent{State: Waiting, Err: end.err, Code: end.code, RetryIn: wait})
+	ended := false
 	select {
 	case <-time.After(wait):
-		return true
+	case <-l.wake:
 	case <-l.ctx.Done():
-		l.finish(ErrClosed, end)
-		return false
+		ended = true
 	}
+	l.locked(func() {
+		l.waiting = false
+		select {
+		case <-l.wake: // it came together with the end of the wait
+		default:
+		}
+	})
+	if ended {
+		l.finish(ErrClosed, end)
+	}
+	return !ended
+}
+
+// countFailure remembers why the client has not connected yet. The second failure is
+// logged, because nothing else tells a program that only waits. The caller holds mu.
+func (l *link) countFailure(end closeResult) {
+	if l.welcome.HeartbeatMS > 0 {
+		return // it was live
+	}
+	l.lastFailure = end.err
+	if l.failures++; l.failures == 2 {
+		l.opts.Logger.Warn("two connections have failed: is the address right, does the service run, and do the proxies before it pass WebSockets on?",
+			"urls", l.opts.URLs, "err", end.err)
+	}
+}
+
+// reconnect is Client.Reconnect. The caller holds mu.
+func (l *link) reconnect() {
+	if l.waiting {
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
+	}
+	conn := l.current
+	if conn == nil || l.closing || l.move != nil || conn.probe != "" {
+		return
+	}
+	ref := l.nextRef()
+	conn.probe = ref
+	conn.sock.send(newRequest("ping", ref, "").end())
+	l.afterFunc(probeTimeout, func() {
+		if l.current != conn || conn.probe != ref || l.closing {
+			return
+		}
+		conn.silent = true
+		now := time.Now()
+		l.startMove(&moveRequest{reason: reasonSilence, notBefore: now, deadline: now.Add(24 * time.Hour)})
+	})
+}
+
+// answered handles the answer to a ping. A second connection is not needed any more,
+// unless it is welcomed already. The caller holds mu.
+func (l *link) answered(conn *connection) {
+	conn.probe, conn.silent = "", false
+	if conn == l.current && l.next == nil && l.move != nil && l.move.request.reason == reasonSilence {
+		l.cancelMove()
+	}
+}
+
+// dropSilent ends the current connection if it has not answered a ping, because the
+// attempt of m to make a second one has failed, too. The goroutine that reads it then
+// goes on. It locks mu itself.
+func (l *link) dropSilent(m *move) (dropped bool) {
+	l.locked(func() {
+		if dropped = l.move == m && l.current != nil && l.current.silent; dropped {
+			l.cancelMove()
+			l.current.sock.abort()
+		}
+	})
+	return dropped
 }
 
 // connect makes a connection and reads its welcome. When it fails it returns nil
@@ -119,7 +211,11 @@ func (l *link) connect(ctx context.Context) (*connection, closeResult) {
 	if err != nil {
 		return nil, closeResult{code: codeAbnormal, err: fmt.Errorf("get a token: %w", err)}
 	}
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	timeout := dialTimeout
+	if l.opts.Token != nil && header.Get("Authorization") == "" {
+		timeout += lateClose
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	conn.openedAt = time.Now()
 	s, code, err := dialSocket(ctx, l.opts.HTTPClient, url, header)
@@ -144,8 +240,8 @@ func (l *link) connect(ctx context.Context) (*connection, closeResult) {
 	return conn, closeResult{}
 }
 
-// header returns the header of a handshake, with a fresh token if Options.Token is
-// set.
+// header returns the header of a handshake, with a fresh token if Options.Token
+// returns one.
 func (l *link) header(ctx context.Context, session string) (http.Header, error) {
 	header := l.opts.Header.Clone()
 	if header == nil {
@@ -157,14 +253,11 @@ func (l *link) header(ctx context.Context, session string) (http.Header, error) 
 	if l.opts.Token == nil {
 		return header, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
-	defer cancel()
-	token, err := l.opts.Token(ctx)
-	if err != nil {
-		return nil, err
+	token, err := l.token(ctx)
+	if err == nil && token != "" {
+		header.Set("Authorization", "Bearer "+token)
 	}
-	header.Set("Authorization", "Bearer "+token)
-	return header, nil
+	return header, err
 }
 
 // readLoop reads from a connection until it ends.
@@ -194,6 +287,11 @@ func (l *link) readLoop(conn *connection) closeResult {
 			if cause := context.Cause(readCtx); errors.Is(cause, errHeartbeatTimeout) {
 				err = cause
 			}
+			l.locked(func() {
+				if conn.silent && closeCode(err) == codeAbnormal {
+					err = errSilent
+				}
+			})
 			return closeResult{code: closeCode(err), err: err, lifetime: time.Since(conn.welcomedAt)}
 		}
 	}
@@ -210,9 +308,12 @@ func (l *link) handleFrame(conn *connection, b []byte) error {
 	l.exclusive(func() {
 		l.parts.observeFrame(conn, f)
 		l.locked(func() {
-			if f.Type == "move" {
+			switch {
+			case f.Type == "move":
 				l.handleMove(conn, f)
-			} else {
+			case f.Ref != "" && f.Ref == conn.probe:
+				l.answered(conn)
+			default:
 				err = l.parts.handleFrame(conn, f)
 			}
 		})

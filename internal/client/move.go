@@ -57,6 +57,8 @@ func (m *move) loop() {
 				return
 			}
 			end = closeResult{code: codeAbnormal, err: errMoveFailed}
+		} else if m.link.dropSilent(m) {
+			return
 		}
 		if m.postpone(retryBackoff.next(actionBackOff, end.code, 0, time.Now())) {
 			m.running.Go(func() { m.link.connectionLoop(nil, end) })
@@ -143,7 +145,7 @@ func (m *move) use(conn *connection) bool {
 // sendMoved reports the time of the handshake on conn, by which the service paces
 // the rest of the drain. The caller holds mu.
 func (m *move) sendMoved(conn *connection) {
-	if m.welcome.Node == "" {
+	if m.welcome.Node == "" || m.request.reason == reasonSilence {
 		return
 	}
 	conn.send(newRequest("moved", m.nextRef(), "").text("from", m.welcome.Node).

@@ -25,7 +25,7 @@ type Options struct {
 	// Token, if set, returns the token for a connection. The client calls it at
 	// each connect, and again before the token expires, and sends the result as
 	// Authorization: Bearer. A call may take half a minute. An error counts as a
-	// failed attempt.
+	// failed attempt; "" means that there is no token, and none is sent.
 	Token func(ctx context.Context) (string, error)
 	// Session is the secret of the session to resume, from the Welcome of an
 	// earlier client; empty starts a new one. A client resumes its own session
@@ -55,8 +55,10 @@ type Options struct {
 	OnFrame func(Frame)
 	Logger  *slog.Logger // nil discards the logs
 
-	// random returns a number in [0, 1). Tests replace it.
-	random func() float64
+	// random returns a number in [0, 1), and wallNow what the wall clock says. Tests
+	// replace them.
+	random  func() float64
+	wallNow func() time.Time
 }
 
 func (o Options) withDefaults() Options {
@@ -73,6 +75,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.random == nil {
 		o.random = rand.Float64
+	}
+	if o.wallNow == nil {
+		o.wallNow = func() time.Time { return time.Now().Round(0) } // without the monotonic clock
 	}
 	return o
 }

@@ -28,7 +28,8 @@ type pendingPublish struct {
 	done      func(Ack, error)
 	conn      *connection // where it was sent last; nil while it waits
 	timer     *time.Timer // ends the resending; nil until the first send
-	firstSent time.Time
+	firstSent time.Time   // by both clocks; wallSent is what the wall clock said
+	wallSent  time.Time
 	// uncertainAttempts counts the attempts that may have been stored.
 	uncertainAttempts int
 }
@@ -109,7 +110,7 @@ func (o *outbox) transmit(p *pendingPublish, q *roomQueue, frame []byte) {
 		q.probe = p
 	}
 	if p.timer == nil {
-		p.firstSent = time.Now()
+		p.firstSent, p.wallSent = time.Now(), o.opts.wallNow()
 		p.timer = o.afterFunc(o.resendWindow(), func() { o.giveUp(p, nil) })
 	}
 	p.uncertainAttempts++
@@ -248,6 +249,13 @@ func (o *outbox) resend() {
 	o.pump()
 }
 
+// sinceSent returns the time since p was first sent, by the clock that says more. The
+// monotonic clock stands still while the computer sleeps, and the wall clock may have
+// been set back: a resend after the service has forgotten the id would be stored twice.
+func (o *outbox) sinceSent(p *pendingPublish) time.Duration {
+	return max(time.Since(p.firstSent), o.opts.wallNow().Sub(p.wallSent))
+}
+
 // resetResendTimer recomputes the resend window of p, because the new connection's
 // service may remember ids for a longer or shorter time. It returns false
 // when the window is over.
@@ -255,7 +263,7 @@ func (o *outbox) resetResendTimer(p *pendingPublish) bool {
 	if p.timer == nil {
 		return true
 	}
-	remaining := o.resendWindow() - time.Since(p.firstSent)
+	remaining := o.resendWindow() - o.sinceSent(p)
 	if remaining > 0 {
 		p.timer.Reset(remaining)
 	}

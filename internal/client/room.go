@@ -1,13 +1,18 @@
 package client
 
-import "switchyard/internal/message"
+import (
+	"slices"
+
+	"switchyard/internal/message"
+)
 
 // A Position is where a join starts: after a seq of an epoch. The zero value is
 // Now.
 type Position struct {
 	Epoch message.Epoch
 	After message.Seq
-	given bool // false: from now
+	given bool // false: from now, or from the last messages
+	last  int  // how many messages before now
 }
 
 // Now is the position after the newest message: a join gets only new messages.
@@ -20,6 +25,10 @@ func Start() Position { return Position{given: true} }
 func After(epoch message.Epoch, seq message.Seq) Position {
 	return Position{Epoch: epoch, After: seq, given: true}
 }
+
+// Last is the position before the newest n messages that are stored. It becomes
+// known with the answer to the join.
+func Last(n int) Position { return Position{last: max(n, 0)} }
 
 // A Handler has the callbacks of a room; any of them may be nil. The client calls
 // its callbacks in order and one at a time across all rooms, and reads no frame
@@ -42,14 +51,59 @@ type Handler struct {
 	Ended func(error)
 }
 
-// A roomState is the client's state of a room that it has joined or will join. Its
-// handler is static.
+// A roomState is the client's state of a room that it has joined or will join.
 type roomState struct {
-	name      message.Room
+	name    message.Room
+	readers []*reader     // in the order of joining, at least one
+	epoch   message.Epoch // the last that the service has named; "" before
+	watched bool          // Client.Presence was called
+}
+
+// A reader is what one call of Join or JoinRoom has for itself. Its handler is
+// static.
+type reader struct {
 	handler   Handler
 	position  Position         // the last one seen, on any connection
 	firstJoin chan joinOutcome // gets the first outcome, and is nil after it
-	watched   bool             // Client.Presence was called
+}
+
+// position returns the position to join from: that of the reader that lags most, of
+// those in the newest epoch if there is one. It is Now before the first is known.
+func (r *roomState) position() Position {
+	isIn := func(epoch message.Epoch) func(*reader) bool {
+		return func(rd *reader) bool {
+			return rd.position.given && (epoch == "" || rd.position.Epoch == "" || rd.position.Epoch == epoch)
+		}
+	}
+	first := slices.IndexFunc(r.readers, isIn(""))
+	if first < 0 {
+		return Now()
+	}
+	newest := r.epoch
+	if !slices.ContainsFunc(r.readers, isIn(newest)) {
+		newest = r.readers[first].position.Epoch
+	}
+	lowest := Position{}
+	for _, rd := range r.readers {
+		if isIn(newest)(rd) && (!lowest.given || rd.position.After < lowest.After) {
+			lowest = rd.position
+		}
+	}
+	return lowest
+}
+
+// covers reports whether a join from p delivers what follows other.
+func (p Position) covers(other Position) bool {
+	return p.After <= other.After && (p.Epoch == other.Epoch || p.Epoch == "")
+}
+
+// start gives the reader its position once the bounds of the room are known.
+func (rd *reader) start(j Joined) {
+	if !rd.position.given {
+		rd.position = After(j.Epoch, max(min(j.First-1, j.Head), j.Head-message.Seq(rd.position.last)))
+	} else if rd.position.Epoch == "" {
+		rd.position.Epoch = j.Epoch
+	}
 }
 
 // A joinOutcome is the answer to the first join, or why there is none.
@@ -58,10 +112,10 @@ type joinOutcome struct {
 	err    error
 }
 
-func (r *roomState) completeJoin(j Joined, err error) {
-	if r.firstJoin != nil {
-		r.firstJoin <- joinOutcome{j, err}
-		r.firstJoin = nil
+func (rd *reader) completeJoin(j Joined, err error) {
+	if rd.firstJoin != nil {
+		rd.firstJoin <- joinOutcome{j, err}
+		rd.firstJoin = nil
 	}
 }
 
@@ -72,6 +126,11 @@ type membership struct {
 	ref          string
 	sent, joined bool
 	presence     bool // presence was requested after the join
+	// from is the position that the last join was sent with. forNewReader says that
+	// the join is for a reader that was added, and that the others are not told of
+	// the answer.
+	from         Position
+	forNewReader bool
 	// epoch is the last one seen on this connection. When the room's position is
 	// in another epoch, frames in this one are stale.
 	epoch message.Epoch
@@ -84,5 +143,5 @@ type membership struct {
 // in that epoch, while the room's position, moved on by the other connection, is
 // in a newer one.
 func (m *membership) isStaleEpoch(epoch message.Epoch, r *roomState) bool {
-	return epoch != r.position.Epoch && epoch == m.epoch
+	return epoch != r.position().Epoch && epoch == m.epoch
 }

@@ -20,33 +20,53 @@ type rooms struct {
 	signalDedup *signalDedup // of the last move; nil before the first
 }
 
-// join adds a room and joins it. Its outcome goes to room.firstJoin.
-func (r *rooms) join(room *roomState) error {
-	if r.err != nil {
+// join adds a reader. The room is joined again if it is joined already: the answer
+// has its bounds for the new reader, which come to rd.firstJoin. alone: the room
+// must not be joined already.
+func (r *rooms) join(name message.Room, rd *reader, alone bool) error {
+	room := r.byName[name]
+	switch {
+	case r.err != nil:
 		return r.err
+	case room != nil && alone:
+		return fmt.Errorf("%w: %s", ErrJoined, name)
+	case room == nil:
+		room = &roomState{name: name}
+		r.byName[name] = room
 	}
-	if r.byName[room.name] != nil {
-		return fmt.Errorf("%w: %s", ErrJoined, room.name)
-	}
-	r.byName[room.name] = room
-	if r.current != nil {
-		r.sendJoin(r.current, room)
-	}
-	if r.next != nil && room.position.given {
-		r.sendJoin(r.next, room)
+	room.readers = append(room.readers, rd)
+	for _, conn := range []*connection{r.current, r.next} {
+		if conn == nil || (conn == r.next && conn.memberships[name] == nil && !room.position().given) {
+			continue
+		}
+		m := conn.memberships[name]
+		r.sendJoinFor(conn, room, m != nil && (m.joined || m.forNewReader))
 	}
 	return nil
 }
 
-// leave leaves the room with that name, unless it is another one than only, which
-// may be nil.
-func (r *rooms) leave(name message.Room, only *roomState) {
+// leave leaves the room with that name for all of its readers.
+func (r *rooms) leave(name message.Room) {
+	if room := r.byName[name]; room != nil {
+		for _, rd := range slices.Clone(room.readers) {
+			r.leaveReader(name, rd)
+		}
+	}
+}
+
+// leaveReader removes one reader, and leaves the room with the last one.
+func (r *rooms) leaveReader(name message.Room, rd *reader) {
 	room := r.byName[name]
-	if room == nil || (only != nil && room != only) {
+	if room == nil || !slices.Contains(room.readers, rd) {
+		return
+	}
+	// Not in place: a callback may be iterating.
+	room.readers = slices.DeleteFunc(slices.Clone(room.readers), func(other *reader) bool { return other == rd })
+	rd.completeJoin(Joined{}, fmt.Errorf("join %s: %w", name, ErrLeft))
+	if len(room.readers) > 0 {
 		return
 	}
 	delete(r.byName, name)
-	room.completeJoin(Joined{}, fmt.Errorf("join %s: %w", name, ErrLeft))
 	for _, conn := range []*connection{r.current, r.next} {
 		if conn == nil || conn.memberships[name] == nil {
 			continue
@@ -81,7 +101,7 @@ func (r *rooms) joinNext() {
 	r.next.allJoined, r.next.progress = make(chan struct{}, 1), make(chan struct{}, 1)
 	r.signalDedup = r.signalDedup.start()
 	for _, room := range r.byName {
-		if room.position.given {
+		if room.position().given {
 			r.sendJoin(r.next, room)
 		}
 	}
@@ -118,34 +138,39 @@ func (r *rooms) notifyMove() {
 func (r *rooms) fail(cause error) {
 	for name, room := range r.byName {
 		delete(r.byName, name)
-		room.completeJoin(Joined{}, cause)
+		for _, rd := range room.readers {
+			rd.completeJoin(Joined{}, cause)
+		}
 	}
 }
 
 // sendJoin joins a room on conn from the last position seen.
-func (r *rooms) sendJoin(conn *connection, room *roomState) {
+func (r *rooms) sendJoin(conn *connection, room *roomState) { r.sendJoinFor(conn, room, false) }
+
+func (r *rooms) sendJoinFor(conn *connection, room *roomState, newReader bool) {
 	m := conn.memberships[room.name]
 	if m == nil {
 		m = &membership{}
 		conn.memberships[room.name] = m
 	}
 	ref := r.nextRef()
-	m.ref, m.sent, m.joined, m.presence = ref, false, false, false
+	m.ref, m.sent, m.joined, m.presence, m.forNewReader = ref, false, false, false, newReader
 	r.queueJoin(conn, &queuedJoin{ref: ref, onSent: func() { m.sent = true }, frame: func() []byte {
 		if now := conn.memberships[room.name]; now != m || m.ref != ref {
 			return nil // left, or joined again since
 		}
-		return joinFrame(ref, room)
+		m.from = room.position()
+		return joinFrame(ref, room.name, m.from)
 	}})
 }
 
-// joinFrame returns a join from the last position seen.
-func joinFrame(ref string, room *roomState) []byte {
-	b := newRequest("join", ref, room.name)
-	if room.position.given {
-		b = b.number("after", int64(room.position.After))
-		if room.position.Epoch != "" {
-			b = b.text("epoch", string(room.position.Epoch))
+// joinFrame returns a join from a position.
+func joinFrame(ref string, room message.Room, from Position) []byte {
+	b := newRequest("join", ref, room)
+	if from.given {
+		b = b.number("after", int64(from.After))
+		if from.Epoch != "" {
+			b = b.text("epoch", string(from.Epoch))
 		}
 	}
 	return b.end()
@@ -180,7 +205,9 @@ func (r *rooms) requestPresence(room *roomState) {
 		case err != nil:
 			r.opts.Logger.Warn("the presence of a room was not read again", "room", room.name, "err", err)
 		default:
-			notify(r.shared, room.handler.Presence, f.presence())
+			for _, rd := range room.readers {
+				notify(r.shared, rd.handler.Presence, f.presence())
+			}
 		}
 	}
 	r.calls.add(call)
@@ -191,13 +218,23 @@ func (r *rooms) handleJoined(conn *connection, f *serverFrame) {
 	if room == nil || m == nil || m.ref != f.Ref {
 		return
 	}
-	if !room.position.given {
-		room.position = After(f.Epoch, f.Seq)
-	} else if room.position.Epoch == "" {
-		room.position.Epoch = f.Epoch
+	joined := Joined{Room: f.Room, Epoch: f.Epoch, Head: f.Seq, First: f.First}
+	room.epoch = f.Epoch
+	for _, rd := range room.readers {
+		rd.start(joined)
 	}
-	m.joined, m.epoch = true, room.position.Epoch
-	alreadyJoined := r.joinedElsewhere(conn, room)
+	from := m.from
+	if !from.given {
+		from = After(f.Epoch, f.Seq)
+	}
+	if !from.covers(room.position()) {
+		// A reader starts before this join, or one in another epoch was taken for the
+		// one that lags most.
+		r.sendJoinFor(conn, room, m.forNewReader)
+		return
+	}
+	m.joined, m.epoch = true, room.position().Epoch
+	onlyNew := m.forNewReader || r.joinedElsewhere(conn, room)
 	if conn == r.current && r.next != nil && r.next.memberships[room.name] == nil {
 		r.sendJoin(r.next, room) // now that its position is known
 	}
@@ -207,10 +244,36 @@ func (r *rooms) handleJoined(conn *connection, f *serverFrame) {
 		r.requestPresence(room)
 	}
 	r.notifyMove()
-	joined := Joined{Room: f.Room, Epoch: f.Epoch, Head: f.Seq, First: f.First}
-	room.completeJoin(joined, nil)
-	if !alreadyJoined {
-		notify(r.shared, room.handler.Joined, joined)
+	var added []*reader
+	for _, rd := range room.readers {
+		isNew := rd.firstJoin != nil
+		if isNew {
+			added = append(added, rd)
+		}
+		rd.completeJoin(joined, nil)
+		if isNew || !onlyNew {
+			notify(r.shared, rd.handler.Joined, joined)
+		}
+	}
+	r.voidPositions(room, joined, added)
+}
+
+// voidPositions reports a gap to the readers whose position is void: those in another
+// epoch, and those of the added ones that are above the newest message. The service
+// reports it for the position that the room was joined from.
+func (r *rooms) voidPositions(room *roomState, j Joined, added []*reader) {
+	at := room.position()
+	if at.Epoch != j.Epoch || at.After > j.Head {
+		return // a gap follows, for all of them
+	}
+	for _, rd := range room.readers {
+		if rd.position.Epoch == j.Epoch && (rd.position.After <= j.Head || !slices.Contains(added, rd)) {
+			continue
+		}
+		rd.position = at
+		if at.After > 0 {
+			notify(r.shared, rd.handler.Gap, Gap{Room: room.name, Epoch: j.Epoch, From: 1, To: at.After, Reason: "epoch"})
+		}
 	}
 }
 
@@ -248,10 +311,12 @@ func (r *rooms) handleJoinError(conn *connection, ref string, err *Error) bool {
 		}
 	}
 	r.notifyMove()
-	if room.firstJoin == nil {
-		notify(r.shared, room.handler.Ended, error(err))
+	for _, rd := range room.readers {
+		if rd.firstJoin == nil {
+			notify(r.shared, rd.handler.Ended, error(err))
+		}
+		rd.completeJoin(Joined{}, err)
 	}
-	room.completeJoin(Joined{}, err)
 	return true
 }
 
@@ -263,7 +328,7 @@ func (r *rooms) retryJoin(conn *connection, room *roomState, ref string) {
 	}
 }
 
-// handleMessage drops a duplicate, and passes a new message to the handler. When
+// handleMessage drops a duplicate, and passes a new message to the handlers. When
 // seqs are missing before it, it requests them once. If they are missing again,
 // it returns an error, which ends the connection; the next one resumes before
 // them.
@@ -272,19 +337,28 @@ func (r *rooms) handleMessage(conn *connection, msg message.Message) error {
 	if room == nil || m == nil || !m.joined || m.isStaleEpoch(msg.Epoch, room) {
 		return nil
 	}
-	m.epoch = msg.Epoch
-	if msg.Epoch != room.position.Epoch {
-		// The log is in a new epoch, and no gap frame has said so.
-		room.position = After(msg.Epoch, msg.Seq-1)
-		if msg.Seq > 1 {
-			notify(r.shared, room.handler.Gap, Gap{Room: msg.Room, Epoch: msg.Epoch, From: 1, To: msg.Seq - 1, Reason: "epoch"})
+	m.epoch, room.epoch = msg.Epoch, msg.Epoch
+	missing := false
+	for _, rd := range room.readers {
+		if !rd.position.given {
+			continue
+		}
+		if msg.Epoch != rd.position.Epoch {
+			// The log is in a new epoch, and no gap frame has said so.
+			rd.position = After(msg.Epoch, msg.Seq-1)
+			if msg.Seq > 1 {
+				notify(r.shared, rd.handler.Gap, Gap{Room: msg.Room, Epoch: msg.Epoch, From: 1, To: msg.Seq - 1, Reason: "epoch"})
+			}
+		}
+		switch last := rd.position.After; {
+		case msg.Seq == last+1:
+			rd.position.After = msg.Seq
+			notify(r.shared, rd.handler.Message, msg)
+		case msg.Seq > last+1:
+			missing = true
 		}
 	}
-	switch last := room.position.After; {
-	case msg.Seq == last+1:
-		room.position.After = msg.Seq
-		notify(r.shared, room.handler.Message, msg)
-	case msg.Seq > last+1:
+	if missing {
 		return r.requestMissing(conn, room, msg.Seq)
 	}
 	return nil
@@ -294,19 +368,19 @@ func (r *rooms) handleMessage(conn *connection, msg message.Message) error {
 // the position's next seq. It returns errSkippedMessage when a join from that
 // position was tried before.
 func (r *rooms) requestMissing(conn *connection, room *roomState, got message.Seq) error {
-	m := conn.memberships[room.name]
-	if m.missingAfter == room.position {
+	m, at := conn.memberships[room.name], room.position()
+	if m.missingAfter == at {
 		m.missingAfter = Position{}
-		return fmt.Errorf("%w in %s: %d followed %d", errSkippedMessage, room.name, got, room.position.After)
+		return fmt.Errorf("%w in %s: %d followed %d", errSkippedMessage, room.name, got, at.After)
 	}
-	r.opts.Logger.Warn("the service skipped a message; joining again", "room", room.name, "after", room.position.After, "received", got)
-	m.missingAfter = room.position
+	r.opts.Logger.Warn("the service skipped a message; joining again", "room", room.name, "after", at.After, "received", got)
+	m.missingAfter = at
 	r.sendJoin(conn, room)
 	return nil
 }
 
-// handleGap moves the room's position to the end of a gap and reports the gap,
-// unless the position is past it already.
+// handleGap moves the readers' positions to the end of a gap and reports the gap,
+// unless they are past it already.
 func (r *rooms) handleGap(conn *connection, f *serverFrame) error {
 	gap, err := f.gap()
 	if err != nil {
@@ -316,14 +390,16 @@ func (r *rooms) handleGap(conn *connection, f *serverFrame) error {
 	if room == nil || m == nil || !m.joined || m.isStaleEpoch(gap.Epoch, room) {
 		return nil
 	}
-	// A new epoch is already known when it came on the other connection.
-	known := gap.Epoch == room.position.Epoch && (gap.Reason != "epoch" || m.epoch != gap.Epoch)
-	m.epoch = gap.Epoch
-	if known && gap.To <= room.position.After {
-		return nil
+	for _, rd := range room.readers {
+		// A new epoch is already known when it came on the other connection.
+		known := gap.Epoch == rd.position.Epoch && (gap.Reason != "epoch" || m.epoch != gap.Epoch)
+		if !rd.position.given || (known && gap.To <= rd.position.After) {
+			continue
+		}
+		rd.position = After(gap.Epoch, gap.To)
+		notify(r.shared, rd.handler.Gap, gap)
 	}
-	room.position = After(gap.Epoch, gap.To)
-	notify(r.shared, room.handler.Gap, gap)
+	m.epoch, room.epoch = gap.Epoch, gap.Epoch
 	return nil
 }
 
@@ -332,7 +408,9 @@ func (r *rooms) handleGap(conn *connection, f *serverFrame) error {
 func (r *rooms) handleSignal(conn *connection, f *serverFrame) {
 	room := r.byName[f.Room]
 	if room != nil && !r.signalDedup.seenBefore(conn.number, f) {
-		notify(r.shared, room.handler.Signal, Signal{Room: f.Room, From: f.user(), Data: f.Data})
+		for _, rd := range room.readers {
+			notify(r.shared, rd.handler.Signal, Signal{Room: f.Room, From: f.user(), Data: f.Data})
+		}
 	}
 }
 
@@ -341,6 +419,8 @@ func (r *rooms) handleSignal(conn *connection, f *serverFrame) {
 func (r *rooms) handlePresence(conn *connection, f *serverFrame) {
 	room := r.byName[f.Room]
 	if room != nil && room.watched && conn == r.current {
-		notify(r.shared, room.handler.Presence, f.presence())
+		for _, rd := range room.readers {
+			notify(r.shared, rd.handler.Presence, f.presence())
+		}
 	}
 }

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -331,6 +332,64 @@ func TestHistory(t *testing.T) {
 		defer cancel()
 		if _, err := c.History(ctx, "r", HistoryRange{}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("History = %v", err)
+		}
+	})
+}
+
+// Two parts of a program join one room, and each ends by itself.
+func TestEachJoinRoomHasAPositionAndAnEnd(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		p := s.accept()
+		var one, two eventLog
+		rooms := make(chan *Room, 2)
+		join := func(log *eventLog, from Position) {
+			go func() {
+				room, err := c.JoinRoom(context.Background(), "r", from, log.handler())
+				if err != nil {
+					t.Error(err)
+				}
+				rooms <- room
+			}()
+			synctest.Wait()
+			p.acceptJoin(2)
+			synctest.Wait()
+		}
+		join(&one, Start())
+		first := <-rooms
+		p.message(1, "a", "null")
+		p.message(2, "b", "null")
+		join(&two, Start())
+		second := <-rooms
+		p.message(1, "a", "null")
+		one.want(t, "joined 2", "e/1", "e/2")
+		two.want(t, "joined 2", "e/1")
+		if a, b := first.Position(), second.Position(); a != After("e", 2) || b != After("e", 1) || second.Joined.Head != 2 {
+			t.Errorf("the positions are %+v and %+v, the head is %d", a, b, second.Joined.Head)
+		}
+		if _, err := c.Join(context.Background(), "r", Now(), Handler{}); !errors.Is(err, ErrJoined) {
+			t.Errorf("Join = %v, want ErrJoined", err)
+		}
+		first.Leave()
+		first.Leave()
+		p.message(2, "b", "null")
+		p.message(3, "c", "null")
+		one.want(t, "joined 2", "e/1", "e/2")
+		two.want(t, "joined 2", "e/1", "e/2", "e/3")
+		second.Leave()
+		p.expect("leave")
+	})
+}
+
+// A join whose position cannot be one is refused before it is sent.
+func TestAJoinFromAnImpossiblePositionIsRefused(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		s.accept()
+		for _, from := range []Position{After("e", -1), After("", 5)} {
+			if _, err := c.Join(t.Context(), "r", from, Handler{}); err == nil || !strings.Contains(err.Error(), "epoch") {
+				t.Errorf("a join from %+v: %v", from, err)
+			}
 		}
 	})
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"switchyard/internal/testkit"
 )
 
 func TestCloseCodesDecideHowTheClientReconnects(t *testing.T) {
@@ -332,4 +334,46 @@ func TestOptionsThatCannotWorkAreRefused(t *testing.T) {
 			t.Errorf("%q was accepted", urls)
 		}
 	}
+}
+
+// A token source that does not look at its context delays neither the next attempt nor
+// Close.
+func TestATokenThatNeverComesIsNotAwaited(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		asked := make(chan struct{}, 10)
+		never := make(chan struct{})
+		defer close(never)
+		c := s.newClient(Options{random: zeroRandom, Token: func(context.Context) (string, error) {
+			asked <- struct{}{}
+			<-never
+			return "", nil
+		}})
+		begin := time.Now()
+		<-asked
+		<-asked
+		if took := time.Since(begin); took != tokenTimeout {
+			t.Errorf("the second token was requested after %v, want %v", took, tokenTimeout)
+		}
+		c.Close()
+	})
+}
+
+// A program that waits for its first connection is told why there is none.
+func TestDialSaysWhyTheLastAttemptFailed(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		s.refuseNext(http.StatusNotFound, http.StatusNotFound, http.StatusNotFound)
+		logs := &testkit.Logs{}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		c := s.newClient(Options{random: func() float64 { return 0.99 }, Logger: logs.Logger()})
+		go func() { _ = s.acceptWithoutWelcome() }()
+		err := c.Ready(ctx)
+		if err == nil || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "last attempt") {
+			t.Errorf("Ready = %v, want the deadline and the last failure", err)
+		}
+		if logs.Count("two connections have failed") != 1 {
+			t.Errorf("it logged %s", logs)
+		}
+		c.Close()
+	})
 }

@@ -70,5 +70,27 @@ func (s *shared) afterFunc(wait time.Duration, f func()) *time.Timer {
 	return time.AfterFunc(wait, func() { s.locked(f) })
 }
 
+// token returns what Options.Token returns, or an error after half a minute or when
+// ctx ends: the function may not look at its context.
+func (s *shared) token(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
+	defer cancel()
+	type result struct {
+		token string
+		err   error
+	}
+	results := make(chan result, 1)
+	go func() {
+		token, err := s.opts.Token(ctx)
+		results <- result{token, err}
+	}()
+	select {
+	case r := <-results:
+		return r.token, r.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
 // nextRef returns an unused ref.
 func (s *shared) nextRef() string { return "r" + strconv.FormatUint(s.refs.Add(1), 10) }

@@ -100,18 +100,18 @@ func FuzzHandle(f *testing.F) {
 		c := newClient(Options{}.withDefaults())
 		c.closing, c.current, c.next = true, newConnection(1), newConnection(2)
 		c.parts.rooms.signalDedup = c.parts.rooms.signalDedup.start()
-		c.parts.rooms.byName["r"] = &roomState{name: "r", position: After("e", last), handler: Handler{
+		c.parts.rooms.byName["r"] = &roomState{name: "r", readers: []*reader{{position: After("e", last), handler: Handler{
 			Message: func(m message.Message) {
 				if m.Epoch == "e" && m.Seq != last+1 {
 					t.Errorf("%d was delivered after %d", m.Seq, last)
 				}
 			},
-		}}
+		}}}}
 		_ = c.link.handleFrame(c.current, b)
 		if c.current == nil || c.parts.rooms.byName["r"] == nil {
 			return
 		}
-		seen := c.parts.rooms.byName["r"].position
+		seen := c.parts.rooms.byName["r"].position()
 		_ = c.link.handleFrame(c.next, b) // during a move it arrives twice
 		if at, ok := c.Position("r"); ok && at.Epoch == "e" && (at.After < last || (at.After > seen.After && seen.Epoch == "e")) {
 			t.Errorf("the position went from %d to %d, and then to %d", last, seen.After, at.After)

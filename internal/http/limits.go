@@ -123,7 +123,7 @@ func rateKind(t protocol.Type) int {
 		return rateHistory
 	case protocol.TypeAuth:
 		return rateAuth
-	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypeMoved:
+	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypeMoved, protocol.TypePing:
 	}
 	return rateJoin
 }

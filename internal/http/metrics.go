@@ -94,7 +94,7 @@ func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 func (m *metrics) countReceived(t protocol.Type) {
 	switch t {
 	case protocol.TypeJoin, protocol.TypeLeave, protocol.TypePublish, protocol.TypeSignal, protocol.TypeHistory,
-		protocol.TypePresence, protocol.TypeAuth, protocol.TypeMoved:
+		protocol.TypePresence, protocol.TypeAuth, protocol.TypeMoved, protocol.TypePing:
 		m.received.WithLabelValues(string(t)).Inc()
 	default:
 		m.received.WithLabelValues("other").Inc()

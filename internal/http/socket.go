@@ -213,6 +213,8 @@ func (sock *socket) dispatch(r *protocol.Request) {
 			sock.server.moveLatencies.record(time.Now(), time.Duration(r.HandshakeMS)*time.Millisecond)
 		}
 		sock.moveReported = true
+	case r.Type == protocol.TypePing:
+		sock.conn.Send(protocol.Pong(r.Ref))
 	default:
 		err = sock.client.Handle(context.Background(), r)
 	}

@@ -21,6 +21,7 @@ const (
 	TypePresence Type = "presence"
 	TypeAuth     Type = "auth"
 	TypeMoved    Type = "moved"
+	TypePing     Type = "ping"
 )
 
 // MaxSeq is the highest seq that is accepted: the largest integer that every
@@ -127,6 +128,8 @@ func (f *fields) fillRequest(r *Request) (err error) {
 		return err
 	case TypeMoved:
 		return f.fillMoved(r)
+	case TypePing:
+		return nil
 	}
 	return ErrUnknownType
 }
@@ -217,7 +220,7 @@ func (r *Request) check() error {
 		if r.HasAfter && r.HasBefore {
 			return invalidError("before", "can't be given together with after")
 		}
-	case TypeLeave, TypePresence, TypeAuth, TypeMoved:
+	case TypeLeave, TypePresence, TypeAuth, TypeMoved, TypePing:
 	}
 	return nil
 }

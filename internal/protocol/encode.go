@@ -224,6 +224,9 @@ func Heartbeat(at time.Time) Frame {
 	return finishFrame(append(b, '"', '}'))
 }
 
+// Pong answers a ping: the connection works in both directions.
+func Pong(ref Ref) Frame { return finishFrame(append(beginFrame("pong", ref, 64), '}')) }
+
 // Encode returns the error frame. Room and id are those of the request that it
 // answers, "" where the request had none.
 func (e *Error) Encode(ref Ref, room message.Room, id string) Frame {

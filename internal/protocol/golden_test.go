@@ -102,7 +102,7 @@ func TestGoldenRequestsAreUnderstood(t *testing.T) {
 			}
 		})
 	}
-	for _, kind := range []Type{TypeJoin, TypeLeave, TypePublish, TypeSignal, TypeHistory, TypePresence, TypeAuth, TypeMoved} {
+	for _, kind := range []Type{TypeJoin, TypeLeave, TypePublish, TypeSignal, TypeHistory, TypePresence, TypeAuth, TypeMoved, TypePing} {
 		if !seen[kind] {
 			t.Errorf("no golden frame has type %s", kind)
 		}
@@ -165,6 +165,7 @@ func serverFrames() map[string]Frame {
 		"Joined":                      Joined(`"r2"`, "a", "e1", 7, 3),
 		"Joined-empty":                Joined("", "a", "e1", 0, 1),
 		"Left":                        Left(`"r3"`, "a", "e1", 7, 3),
+		"Pong":                        Pong(`"r1"`),
 		"Gap":                         Gap("a", "e1", 1, 2, GapTrimmed),
 		"Gap-epoch":                   Gap("a", "e2", 1, 9, GapEpoch),
 		"Heartbeat":                   Heartbeat(m.At),

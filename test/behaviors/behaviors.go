@@ -51,6 +51,7 @@ type Step struct {
 	As, Of, Answers string
 	After, Before   *int64
 	Limit, Size     int
+	Last            int
 	Data            json.RawMessage
 	Taken           bool
 	Frame           map[string]any

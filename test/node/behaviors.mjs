@@ -9,7 +9,7 @@ const HOUR = 3_600_000;
 // A ScriptPlayer runs the script of one behavior.
 class ScriptPlayer {
   #script; #clock = new FakeClock(); #Sockets = fakeSockets(); #client;
-  #connectionCount = 0; #frames = {}; #outcomes = {}; #events = []; #states = [];
+  #connectionCount = 0; #frames = {}; #outcomes = {}; #events = []; #states = []; #named = {};
 
   constructor(script) { this.#script = script; }
 
@@ -42,14 +42,13 @@ class ScriptPlayer {
     this.#client.close();
   }
 
+  // The events of joins that have a name are theirs, and those of the others the client's.
   #recordEvents() {
-    const record = (event, line) => this.#client.on(event, (value) => this.#events.push(`${event} ${line(value)}`));
-    record("message", (m) => `${m.room} ${m.epoch}/${m.seq}`);
-    record("gap", (g) => `${g.room} ${g.epoch} ${g.from}-${g.to} ${g.reason}`);
-    record("joined", (j) => `${j.room} ${j.seq}`);
-    record("signal", (s) => `${s.room} ${s.from ?? "-"} ${JSON.stringify(s.data)}`);
-    record("presence", ({ room, count, members, joined, left }) => `${room} ${count}${sessions(" =", members)}${sessions(" +", joined)}${sessions(" -", left)}`);
-    record("moved", ({ from, to, reason }) => `${from.node} ${to.node} ${reason}`);
+    const hasName = (room) => Object.values(this.#named).some(({ name }) => name === room);
+    for (const [event, line] of Object.entries(ROOM_EVENTS)) {
+      this.#client.on(event, (value) => { if (!hasName(value.room)) this.#events.push(`${event} ${line(value)}`); });
+    }
+    this.#client.on("moved", ({ from, to, reason }) => this.#events.push(`moved ${from.node} ${to.node} ${reason}`));
     this.#client.on("state", ({ name }) => this.#states.push(name));
     this.#client.on("error", (e) => { if (e.room) this.#events.push(`refused ${e.room} ${e.code}`); });
   }
@@ -116,8 +115,14 @@ class ScriptPlayer {
       equal(this.#socketFor({ on }).protocols, want, "protocols");
     },
 
-    "user joins": ({ room, after, epoch }) => { this.#client.join(room, { after, epoch }); },
-    "user leaves": ({ room }) => this.#client.leave(room),
+    "user joins": ({ room, after, epoch, last, as }) => {
+      const joined = this.#client.join(room, { after, epoch, last });
+      if (!as) return;
+      this.#named[as] = joined;
+      for (const [event, line] of Object.entries(ROOM_EVENTS)) joined.on(event, (value) => this.#events.push(`${as}: ${event} ${line(value)}`));
+    },
+    "user leaves": ({ room, of }) => { if (of) this.#named[of].leave(); else this.#client.leave(room); },
+    "user reconnects": () => this.#client.reconnect(),
     "user publishes": ({ room, data, size, id, as }) => {
       this.#recordOutcome(as, this.#client.publish(room, size ? "x".repeat(size) : data, id && { id }));
     },
@@ -161,6 +166,14 @@ class ScriptPlayer {
     },
   };
 }
+
+const ROOM_EVENTS = {
+  message: (m) => `${m.room} ${m.epoch}/${m.seq}`,
+  gap: (g) => `${g.room} ${g.epoch} ${g.from}-${g.to} ${g.reason}`,
+  joined: (j) => `${j.room} ${j.seq}`,
+  signal: (s) => `${s.room} ${s.from ?? "-"} ${JSON.stringify(s.data)}`,
+  presence: ({ room, count, members, joined, left }) => `${room} ${count}${sessions(" =", members)}${sessions(" +", joined)}${sessions(" -", left)}`,
+};
 
 function sessions(before, members = []) { return members.map(({ session }) => before + session).join(""); }
 

@@ -2,9 +2,12 @@
 
 /** A clock for client.js. Time stands still until advance is called. */
 export class FakeClock {
+  wallOffset = 0; // ms that the wall clock is ahead
   #now = 0; #timers = new Map(); #last = 0;
 
   now() { return this.#now; }
+
+  wall() { return this.#now + this.wallOffset; }
 
   setTimeout(callback, ms) {
     this.#timers.set(++this.#last, { at: this.#now + ms, callback });
@@ -52,7 +55,7 @@ export function fakeSockets() {
     sent = []; bufferedAmount = 0; closed = false;
 
     constructor(url, protocols) {
-      Object.assign(this, { url, protocols });
+      Object.assign(this, { url, protocols, onerror: null });
       this.constructor.all.push(this);
     }
 

@@ -92,6 +92,12 @@ const expectations = {
     Sockets.last.welcome({ node: "n2", deployment: "d2" });
     equal([(await moved).reason, socket.closed], [frame.reason, true], "the reason, and whether the first is closed");
   },
+  pong: async ({ client, clock, socket, Sockets }, frame, text) => {
+    client.reconnect();
+    socket.receiveText(withRef(text, socket.sentOf("ping")[0].ref));
+    await clock.advance(10_000);
+    equal([Sockets.all.length, client.state.name], [1, "live"], "sockets and state");
+  },
   authenticated: async (_, frame, text) => {
     const env = start({ getToken: () => "t" });
     await settlePromises();
@@ -125,6 +131,7 @@ const requests = {
   history: (client, { room, before, after, limit }) => { client.history(room, { before, after, limit }).catch(() => {}); },
   presence: (client, { room }) => { client.presence(room).catch(() => {}); },
   auth: (client) => { client.refreshToken(); },
+  ping: (client) => client.reconnect(),
   // Sent on the second socket of a move.
   moved: async (_, { handshake_ms: took }, { socket, clock, Sockets }) => {
     socket.receive({ type: "move", after_ms: 0, deadline_ms: 1_000, avoid: { node: "n9" }, reason: "deploy" });

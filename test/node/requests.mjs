@@ -129,12 +129,12 @@ export const tests = {
     refuse(socket, socket.sent[0], "forbidden");
     await rejects(room.joined, "forbidden");
     equal(errors, ["forbidden"], "errors");
-    client.join("later");
+    const later = client.join("later");
     refuse(socket, socket.sent[1], "unavailable", { retry_after_ms: 700 });
     await clock.advance(700);
     equal(socket.sentOf("join").length, 3, "joins");
     socket.joined("later", 0);
-    equal(client.join("later").position, { seq: 0, epoch: "e1" }, "the position after the repeated join");
+    equal(later.position, { seq: 0, epoch: "e1" }, "the position after the repeated join");
   },
 
   async "after five minutes the outcome of a sent publish is unknown, and that of an unsent one is known"() {

@@ -1,0 +1,202 @@
+package node
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"switchyard/internal/testkit"
+)
+
+// debianModules is where Debian's packages node-ws and node-undici are.
+const debianModules = "/usr/share/nodejs"
+
+// A nodeProgram is test/node/program.mjs.
+type nodeProgram struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	input  io.WriteCloser
+	lines  chan string
+	stderr bytes.Buffer
+	ended  sync.Once
+	// messages are those that were printed so far.
+	messages []string
+}
+
+func startNodeProgram(t *testing.T, kind, url string) *nodeProgram {
+	t.Helper()
+	node, err := exec.LookPath("node")
+	if err != nil {
+		t.Fatalf("Node is missing, Debian's package nodejs (18 or newer): %v", err)
+	}
+	args := []string{"program.mjs", kind, url}
+	// Node 20 and 21 have the class of Node 22 behind a flag.
+	if exec.CommandContext(t.Context(), node, "--experimental-websocket", "-e", "").Run() == nil && kind == "own" {
+		args = append([]string{"--experimental-websocket"}, args...)
+	}
+	p := &nodeProgram{t: t, lines: make(chan string, 1000)}
+	p.cmd = exec.CommandContext(t.Context(), node, args...)
+	p.cmd.Env = append(os.Environ(), "NODE_PATH="+cmp.Or(os.Getenv("NODE_PATH"), debianModules))
+	p.cmd.Stderr = &p.stderr
+	if p.input, err = p.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	output, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(p.lines)
+		for lines := bufio.NewScanner(output); lines.Scan(); {
+			p.lines <- lines.Text()
+		}
+	}()
+	t.Cleanup(p.kill)
+	return p
+}
+
+func (p *nodeProgram) kill() {
+	p.ended.Do(func() {
+		_ = p.cmd.Process.Kill()
+		for range p.lines { //nolint:revive // until the output ends
+		}
+		_ = p.cmd.Wait()
+	})
+}
+
+// expect waits for a line, and skips others. A message may come before its ack or after.
+func (p *nodeProgram) expect(want string) {
+	p.t.Helper()
+	ctx := testkit.Within(p.t, 30*time.Second)
+	for {
+		select {
+		case line, ok := <-p.lines:
+			if !ok {
+				_ = p.cmd.Wait()
+				p.t.Fatalf("Node ended before %q: %s", want, &p.stderr)
+			}
+			if message, isMessage := strings.CutPrefix(line, "message "); isMessage {
+				p.messages = append(p.messages, message)
+			}
+			if line == want {
+				return
+			}
+		case <-ctx.Done():
+			p.t.Fatalf("Node did not print %q", want)
+		}
+	}
+}
+
+func (p *nodeProgram) publish(text string, seq int) {
+	p.t.Helper()
+	if _, err := fmt.Fprintln(p.input, text); err != nil {
+		p.t.Fatal(err)
+	}
+	p.expect(fmt.Sprintf("ack %s %d", text, seq))
+}
+
+// expectEnd closes the client, and waits until Node ends by itself.
+func (p *nodeProgram) expectEnd() {
+	p.t.Helper()
+	if _, err := fmt.Fprintln(p.input, "close"); err != nil {
+		p.t.Fatal(err)
+	}
+	_ = p.input.Close()
+	p.ended.Do(func() {
+		for range p.lines { //nolint:revive // until the output ends
+		}
+		if err := p.cmd.Wait(); err != nil {
+			p.t.Errorf("Node ended with %v: %s", err, &p.stderr)
+		}
+	})
+}
+
+// A program in Node lives on while the service is away, with the class of the package ws
+// as with Node's own, and gets every message once.
+func TestANodeProgramOutlivesTheService(t *testing.T) {
+	for _, kind := range []string{"ws", "own"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			server := testkit.StartServer(t, nil)
+			proxy := testkit.NewProxy(t, server.Addr)
+			nobody, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			free := nobody.Addr().String()
+			_ = nobody.Close()
+			proxy.Retarget(free) // a proxy whose target is not there ends each connection
+			p := startNodeProgram(t, kind, "ws://"+proxy.Addr()+"/ws")
+			p.expect("state waiting")
+			p.expect("error connect_failed") // after the second attempt
+			proxy.Retarget(server.Addr)
+			p.expect("state live")
+			p.publish("one", 1)
+			proxy.Cut()
+			p.expect("state waiting")
+			p.expect("state live")
+			p.publish("two", 2)
+			server.Kill()
+			p.expect("state waiting")
+			server.Restart()
+			p.expect("state live")
+			p.publish("three", 3)
+			p.publish("four", 4) // the messages before it have come by its ack
+			p.expectEnd()
+			if got := strings.Join(p.messages, " "); !strings.HasPrefix(got, "one two three") {
+				t.Errorf("the messages are %s", got)
+			}
+		})
+	}
+}
+
+// Nothing listens on the port at all, and a client that is closed while it connects ends
+// its program: each class reports a failure in its own way.
+func TestANodeProgramIsRefusedAndClosed(t *testing.T) {
+	for _, kind := range []string{"ws", "own"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = l.Close() }()
+			p := startNodeProgram(t, kind, fmt.Sprintf("ws://127.0.0.1:%d/ws", testkit.FreePort()))
+			p.expect("state waiting")
+			p.expect("state connecting")
+			p.expect("state waiting")
+			p.expectEnd()
+			connecting := startNodeProgram(t, kind, "ws://"+l.Addr().String()+"/ws")
+			conn, err := l.Accept() // and no answer
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = conn.Close() }()
+			connecting.expectEnd()
+		})
+	}
+}
+
+// Without a class for its sockets a program ends at once, and is told what is missing.
+func TestANodeProgramWithoutAWebSocketIsTold(t *testing.T) {
+	p := startNodeProgram(t, "none", "ws://127.0.0.1:1/ws")
+	for range p.lines { //nolint:revive // until the output ends
+	}
+	p.ended.Do(func() {
+		if err := p.cmd.Wait(); err == nil || !strings.Contains(p.stderr.String(), "as the option WebSocket") {
+			t.Errorf("it ended with %v: %s", err, &p.stderr)
+		}
+	})
+}

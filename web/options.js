@@ -1,0 +1,120 @@
+// The part of client.js that checks what an application passes to it. Applications import client.js.
+
+const MAX_TIMEOUT = 2 ** 31 - 1; // ms that setTimeout can hold; with more it fires at once
+
+const KINDS = {
+  string: [(v) => typeof v === "string", "a string"],
+  function: [(v) => typeof v === "function", "a function"],
+  object: [(v) => typeof v === "object" && !Array.isArray(v), "an object"],
+  class: [(v) => typeof v === "function", "a class"],
+  seq: [(v) => Number.isSafeInteger(v) && v >= 0, "an integer, 0 or more"],
+  ms: [(v) => typeof v === "number" && v >= 0 && v <= MAX_TIMEOUT, `a number of milliseconds from 0 to ${MAX_TIMEOUT}`],
+  limit: [(v) => typeof v === "number" && v > 0, "a number above 0"],
+};
+
+/** Returns a value of that kind. Throws a TypeError that names the field if it is of another one. */
+export function required(field, kind, value) {
+  const [accepts, expected] = KINDS[kind];
+  if (!accepts(value)) throw new TypeError(`${field} must be ${expected}, not ${describe(value)}`);
+  return value;
+}
+
+/** Like required, and undefined for null and undefined. */
+export function optional(field, kind, value) { return value == null ? undefined : required(field, kind, value); }
+
+/** Describes a value for a message. Strings may be secrets. */
+export function describe(value) {
+  if (value === null || typeof value === "number" || typeof value === "boolean") return String(value);
+  if (Array.isArray(value)) return "an array";
+  return { undefined: "undefined", bigint: "a BigInt", object: "an object" }[typeof value] ?? `a ${typeof value}`;
+}
+
+/** Returns data as JSON. */
+export function encoded(data) {
+  const body = JSON.stringify(data);
+  if (body === undefined) throw new TypeError("data must be a value that JSON can represent");
+  return body;
+}
+
+// The clock of the machine. A person or NTP may set the wall clock to any time; the monotonic one may stand still while
+// the computer sleeps.
+const systemClock = {
+  now: () => performance.now(),
+  wall: () => Date.now(),
+  setTimeout: (f, ms) => setTimeout(f, ms),
+  clearTimeout: (t) => clearTimeout(t),
+};
+
+function checkedClock(clock) {
+  if (!clock) return systemClock;
+  for (const method of ["now", "setTimeout", "clearTimeout"]) required(`clock.${method}`, "function", clock[method]);
+  if (optional("clock.wall", "function", clock.wall)) return clock;
+  return { now: () => clock.now(), wall: () => clock.now(), setTimeout: (f, ms) => clock.setTimeout(f, ms), clearTimeout: (t) => clock.clearTimeout(t) };
+}
+
+/** Returns the options of a client with their defaults. */
+export function checkedOptions(given) {
+  const options = optional("options", "object", given) ?? {};
+  const backoff = optional("backoff", "object", options.backoff) ?? {};
+  const WebSocket = optional("WebSocket", "class", options.WebSocket) ?? globalThis.WebSocket;
+  if (!WebSocket) {
+    throw new TypeError("there is no global WebSocket, as in Node before version 22: pass the class of the package ws as the option WebSocket");
+  }
+  return {
+    WebSocket,
+    getToken: optional("getToken", "function", options.getToken),
+    session: checkedSession(options.session),
+    backoff: { base: optional("backoff.base", "ms", backoff.base) ?? 500, cap: optional("backoff.cap", "ms", backoff.cap) ?? 20_000 },
+    random: optional("random", "function", options.random) ?? Math.random,
+    clock: checkedClock(optional("clock", "object", options.clock)),
+    maxPending: optional("maxPending", "limit", options.maxPending) ?? 1_000, // requests
+    maxPendingBytes: optional("maxPendingBytes", "limit", options.maxPendingBytes) ?? 4 << 20,
+    resendFor: optional("resendFor", "ms", options.resendFor),
+  };
+}
+
+// A session that a handshake cannot carry would fail at each attempt.
+function checkedSession(given) {
+  const session = optional("session", "string", given) || undefined;
+  if (session && !/^[A-Za-z0-9._-]{1,128}$/.test(session)) throw new TypeError("session must be 1 to 128 of A-Z a-z 0-9 . _ -");
+  return session;
+}
+
+/** Returns the address of the socket. It may be relative to the page, and begin with http. */
+export function checkedURL(given) {
+  const text = given instanceof URL ? given.href : optional("url", "string", given) ?? "/ws";
+  let url;
+  try {
+    url = new URL(text, globalThis.location?.href);
+  } catch {
+    throw new TypeError(globalThis.location ? "url is not an address" : "url must be a whole address where there is no page, such as wss://chat.example.com/ws");
+  }
+  url.protocol = url.protocol.replace("http", "ws");
+  if (!["ws:", "wss:"].includes(url.protocol)) throw new TypeError(`url must begin with ws:, wss:, http: or https:, not ${url.protocol}`);
+  url.hash = ""; // of a page's address; the class WebSocket may refuse one
+  return url;
+}
+
+/** Returns where a join starts: a position, none, or before the last messages. */
+export function checkedStart(given) {
+  const { after, epoch, last } = optional("start", "object", given) ?? {};
+  const start = { after: optional("after", "seq", after), epoch: optional("epoch", "string", epoch), last: optional("last", "seq", last) };
+  if (start.after !== undefined && start.last !== undefined) throw new TypeError("after and last exclude each other");
+  if (start.after > 0 && !start.epoch) throw new TypeError(`epoch must be that of the position: after is ${start.after}`);
+  return start;
+}
+
+/** Returns what getToken has returned, and undefined if there is no token. */
+export function checkedToken(given) {
+  if (given == null || given === "") return undefined;
+  if (typeof given !== "string") throw new TypeError(`getToken must return a string, or nothing, not ${describe(given)}`);
+  return given;
+}
+
+/** Returns a token as an entry of a handshake's protocols. */
+export function tokenEntry(token) {
+  if (!/^[A-Za-z0-9!#$%&'*+.^_`|~-]*$/.test(token)) {
+    throw new TypeError("the token of getToken has a character that a handshake of a browser cannot carry: only letters, digits and !#$%&'*+-.^_`|~");
+  }
+  return `bearer.${token}`;
+}

@@ -10,25 +10,34 @@ const $ = (id) => document.getElementById(id);
 const ROOM = /^[A-Za-z0-9.:-][A-Za-z0-9._:-]{0,127}$/;
 const TYPING_EVERY = 2_000; // ms between two typing signals
 const SIGNAL_SHOWN = 3_500; // ms
+const SESSION_KEY = "switchyard.session"; // other pages of this origin may have a session of another kind
 
 // The ids of this window's messages begin with a random windowID, by which it recognizes them.
 const windowID = [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.toString(16).padStart(2, "0")).join("");
 let count = 0;
 
-const client = Switchyard.connect(new URL("ws", import.meta.url)); // beside this file, behind a path prefix too
+// A private window may refuse storage. The page then works without it.
+const storage = {
+  get(store, key) { try { return store()[key]; } catch { return undefined; } },
+  set(store, key, value) { try { store()[key] = value; } catch { /* see above */ } },
+  take(store, key) {
+    const value = storage.get(store, key);
+    try { delete store()[key]; } catch { /* see above */ }
+    return value;
+  },
+};
+const perTab = () => sessionStorage;
+const persistent = () => localStorage;
+
+// The socket is beside this file, behind a path prefix too. The session is stored only while the page is not there: a reload finds it, and a copy of this tab gets its own.
+const client = Switchyard.connect(new URL("ws", import.meta.url), { session: storage.take(perTab, SESSION_KEY) });
+addEventListener("pagehide", () => { if (client.welcome) storage.set(perTab, SESSION_KEY, client.welcome.session); });
+addEventListener("pageshow", ({ persisted }) => { if (persisted) storage.take(perTab, SESSION_KEY); });
 const frameObserver = new Observer(); // of the frames that the service sends
 const shownObserver = new Observer(); // of the messages that the client emits and the page shows
 const metrics = new Metrics();
 const rooms = new Map(); // name → {handle, log, link, presence, unread}
 let active = null; // the name of the open room
-
-// A private window may refuse storage. The page then works without it.
-const storage = {
-  get(store, key) { try { return store()[key]; } catch { return undefined; } },
-  set(store, key, value) { try { store()[key] = value; } catch { /* see above */ } },
-};
-const perTab = () => sessionStorage;
-const persistent = () => localStorage;
 
 client.on("frame", (frame, socket) => {
   metrics.frameReceived();
@@ -216,7 +225,9 @@ $("composer").addEventListener("beforeinput", (event) => {
 });
 $("composer").addEventListener("keydown", (event) => {
   breakAllowed = event.shiftKey;
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  // Enter also confirms the text of an input method. Safari ends the composition before this event, and sends the key
+  // code 229 for it.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
   event.preventDefault();
   $("composer-form").requestSubmit();
 });
@@ -248,7 +259,6 @@ $("skip").addEventListener("click", (event) => {
 });
 $("name").value = storage.get(persistent, "name") ?? `guest-${windowID.slice(0, 4)}`;
 $("name").addEventListener("change", () => storage.set(persistent, "name", $("name").value.trim()));
-addEventListener("online", () => client.reconnect());
 addEventListener("hashchange", open);
 
 showState(client.state);

@@ -3,6 +3,7 @@ package testkit
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -28,7 +29,10 @@ type Proxy struct {
 }
 
 // A proxyPair is one connection through the proxy.
-type proxyPair struct{ client, server *net.TCPConn }
+type proxyPair struct {
+	client, server *net.TCPConn
+	swallows       atomic.Bool // what either side sends is dropped
+}
 
 func (p *proxyPair) close() {
 	_ = p.client.Close()
@@ -145,7 +149,7 @@ func (p *Proxy) pump(pair *proxyPair, dst, src *net.TCPConn) {
 		if !p.waitToForward(n > 0) {
 			return
 		}
-		if n > 0 {
+		if n > 0 && !pair.swallows.Load() {
 			forward, keepOpen := p.applyFaults(pair, dst == pair.client, buf[:n])
 			if _, werr := dst.Write(forward); werr != nil {
 				return

@@ -66,6 +66,16 @@ func (p *Proxy) Stall() {
 	}
 }
 
+// Swallow drops what open connections send from now on, and keeps them open, as a
+// middlebox does that has forgotten them. New connections work.
+func (p *Proxy) Swallow() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for pair := range p.pairs {
+		pair.swallows.Store(true)
+	}
+}
+
 // Resume ends Stall, and forwards what was read meanwhile.
 func (p *Proxy) Resume() {
 	p.mu.Lock()

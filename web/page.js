@@ -29,7 +29,8 @@ const storage = {
 const perTab = () => sessionStorage;
 const persistent = () => localStorage;
 
-// The socket is beside this file, behind a path prefix too. The session is stored only while the page is not there: a reload finds it, and a copy of this tab gets its own.
+// The socket is beside this file, behind a path prefix too. The session is stored only while the page is not there: a
+// reload finds it, and a copy of this tab gets its own.
 const client = Switchyard.connect(new URL("ws", import.meta.url), { session: storage.take(perTab, SESSION_KEY) });
 addEventListener("pagehide", () => { if (client.welcome) storage.set(perTab, SESSION_KEY, client.welcome.session); });
 addEventListener("pageshow", ({ persisted }) => { if (persisted) storage.take(perTab, SESSION_KEY); });

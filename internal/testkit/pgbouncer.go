@@ -83,7 +83,7 @@ func (b *PgBouncer) write(server int) error {
 	}
 	err := os.WriteFile(b.file, []byte(strings.Join(lines, "\n")+"\n"), 0o644)
 	if err == nil && b.user != nil {
-		err = os.Chown(b.file, int(b.user.Uid), int(b.user.Gid))
+		err = own(b.file, b.user)
 	}
 	if err != nil {
 		return fmt.Errorf("configure PgBouncer: %w", err)

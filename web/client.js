@@ -10,7 +10,7 @@
 // message twice, and keeps each publish until the service has stored it. When the service asks it to move, it
 // opens the next socket before it closes the current one. client.d.ts has the types and documents each call.
 
-import { Connection } from "./link.js";
+import { Connection, afterClose, unansweredMessage } from "./link.js";
 import { Move, SignalDedup } from "./move.js";
 import { checkedOptions, checkedStart, checkedURL, encoded, optional, required, tokenEntry } from "./options.js";
 import { Outbox, SwitchyardError } from "./outbox.js";
@@ -20,7 +20,7 @@ import { Rooms } from "./rooms.js";
 import { Tokens } from "./tokens.js";
 import { watchPage } from "./wake.js";
 
-export { SwitchyardError };
+export { SwitchyardError, afterClose };
 
 const SUBPROTOCOL = "switchyard.v1";
 const STABLE_AFTER = 10_000; // ms live after which the count of failures is reset
@@ -28,25 +28,6 @@ const SLOW_WITHIN = 10_000; // ms between two closes with 4208 for which the sec
 const RECONNECT_WITHIN = 1_000; // ms within which the client reconnects after a restart of the server
 const AFTER_SILENCE = { after_ms: 0, deadline_ms: Infinity, avoid: {}, reason: "silence" }; // a move that the client itself decides on
 const MAX_RETRY_AFTER = 60_000; // ms; a longer retry_after is cut to this
-
-/**
- * Returns what a close code asks of a client: do not reconnect ("stay"), reconnect with a fresh token ("token"), drop the
- * largest request and back off ("shed"), reconnect within a second ("soon"), or back off ("backoff").
- */
-export function afterClose(code) {
-  if ([1000, 1002, 1003, 1007, 1008, 4003, 4009].includes(code)) return "stay";
-  if (code === 4001) return "token";
-  if (code === 1009) return "shed";
-  if (code === 1012 || (code >= 4200 && code <= 4299)) return "soon";
-  return "backoff";
-}
-
-function unansweredMessage(url) {
-  const from = globalThis.location?.origin;
-  return `two connections to ${url.origin}${url.pathname} have failed, and a browser does not say why. Is the service there? ` +
-    `${from ? `Is ${from} one of its ALLOWED_ORIGINS? ` : ""}Does it serve ${url.pathname}, or does its address have another path? ` +
-    `Does each proxy before it pass WebSockets on? See ${new URL("no-connection.html", url.href.replace(/^ws/, "http"))}`;
-}
 
 function newID() {
   if (!globalThis.crypto) throw new TypeError("there is no global crypto, as in Node before version 20: see docs/clients.md, or pass an id");

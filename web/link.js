@@ -8,6 +8,26 @@ const WELCOME_TIMEOUT = 10_000; // ms from opening to welcome
 const PROBE_TIMEOUT = 3_000; // ms in which the service answers a ping
 const LATE_CLOSE = 5_000; // ms more without a token: a service that requires one waits 10 s for it, and then says so
 
+/**
+ * Returns what a close code asks of a client: do not reconnect ("stay"), reconnect with a fresh token ("token"), drop the
+ * largest request and back off ("shed"), reconnect within a second ("soon"), or back off ("backoff").
+ */
+export function afterClose(code) {
+  if ([1000, 1002, 1003, 1007, 1008, 4003, 4009].includes(code)) return "stay";
+  if (code === 4001) return "token";
+  if (code === 1009) return "shed";
+  if (code === 1012 || (code >= 4200 && code <= 4299)) return "soon";
+  return "backoff";
+}
+
+/** Says why no connection to a service may come about, which a browser does not tell. */
+export function unansweredMessage(url) {
+  const from = globalThis.location?.origin;
+  return `two connections to ${url.origin}${url.pathname} have failed, and a browser does not say why. Is the service there? ` +
+    `${from ? `Is ${from} one of its ALLOWED_ORIGINS? ` : ""}Does it serve ${url.pathname}, or does its address have another path? ` +
+    `Does each proxy before it pass WebSockets on? See ${new URL("no-connection.html", url.href.replace(/^ws/, "http"))}`;
+}
+
 // A Connection is one WebSocket from its opening to its end, which it reports exactly once. Two are open
 // during a move, so the state that belongs to one of them is kept here.
 export class Connection {

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"time"
 )
 
@@ -91,4 +92,24 @@ func (t *tokens) refreshOrReschedule(conn *connection) {
 			t.schedule()
 		}
 	})
+}
+
+// header returns the header of a handshake, with a fresh token if Options.Token
+// returns one.
+func (l *link) header(ctx context.Context, session string) (http.Header, error) {
+	header := l.opts.Header.Clone()
+	if header == nil {
+		header = http.Header{}
+	}
+	if session != "" {
+		header.Set(sessionHeader, session)
+	}
+	if l.opts.Token == nil {
+		return header, nil
+	}
+	token, err := l.token(ctx)
+	if err == nil && token != "" {
+		header.Set("Authorization", "Bearer "+token)
+	}
+	return header, err
 }

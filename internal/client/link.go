@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"sync"
 	"time"
 
@@ -14,15 +13,9 @@ import (
 // tokenTimeout is how long Options.Token may take.
 const tokenTimeout = 30 * time.Second
 
-// probeTimeout is the time in which the service answers a ping.
-const probeTimeout = 3 * time.Second
-
 // lateClose is how much longer a connection without a token waits for its welcome: a
 // service that requires one waits as long as dialTimeout for it, and then says so.
 const lateClose = 5 * time.Second
-
-// reasonSilence is that of a move that the client itself decides on.
-const reasonSilence = "silence"
 
 var (
 	errHeartbeatTimeout = errors.New("no frame for two heartbeats")
@@ -150,53 +143,6 @@ func (l *link) countFailure(end closeResult) {
 	}
 }
 
-// reconnect is Client.Reconnect. The caller holds mu.
-func (l *link) reconnect() {
-	if l.waiting {
-		select {
-		case l.wake <- struct{}{}:
-		default:
-		}
-	}
-	conn := l.current
-	if conn == nil || l.closing || l.move != nil || conn.probe != "" {
-		return
-	}
-	ref := l.nextRef()
-	conn.probe = ref
-	conn.sock.send(newRequest("ping", ref, "").end())
-	l.afterFunc(probeTimeout, func() {
-		if l.current != conn || conn.probe != ref || l.closing {
-			return
-		}
-		conn.silent = true
-		now := time.Now()
-		l.startMove(&moveRequest{reason: reasonSilence, notBefore: now, deadline: now.Add(24 * time.Hour)})
-	})
-}
-
-// answered handles the answer to a ping. A second connection is not needed any more,
-// unless it is welcomed already. The caller holds mu.
-func (l *link) answered(conn *connection) {
-	conn.probe, conn.silent = "", false
-	if conn == l.current && l.next == nil && l.move != nil && l.move.request.reason == reasonSilence {
-		l.cancelMove()
-	}
-}
-
-// dropSilent ends the current connection if it has not answered a ping, because the
-// attempt of m to make a second one has failed, too. The goroutine that reads it then
-// goes on. It locks mu itself.
-func (l *link) dropSilent(m *move) (dropped bool) {
-	l.locked(func() {
-		if dropped = l.move == m && l.current != nil && l.current.silent; dropped {
-			l.cancelMove()
-			l.current.sock.abort()
-		}
-	})
-	return dropped
-}
-
 // connect makes a connection and reads its welcome. When it fails it returns nil
 // and how the attempt ended.
 func (l *link) connect(ctx context.Context) (*connection, closeResult) {
@@ -238,26 +184,6 @@ func (l *link) connect(ctx context.Context) (*connection, closeResult) {
 		conn.tokenExpires = conn.welcomedAt.Add(millis(left))
 	}
 	return conn, closeResult{}
-}
-
-// header returns the header of a handshake, with a fresh token if Options.Token
-// returns one.
-func (l *link) header(ctx context.Context, session string) (http.Header, error) {
-	header := l.opts.Header.Clone()
-	if header == nil {
-		header = http.Header{}
-	}
-	if session != "" {
-		header.Set(sessionHeader, session)
-	}
-	if l.opts.Token == nil {
-		return header, nil
-	}
-	token, err := l.token(ctx)
-	if err == nil && token != "" {
-		header.Set("Authorization", "Bearer "+token)
-	}
-	return header, err
 }
 
 // readLoop reads from a connection until it ends.

@@ -56,7 +56,7 @@ export class Rooms {
     this.#host.membershipChanged(false);
   }
 
-  /** From now on the readers of a room are told the changes of its presence. */
+  /** From now on the readers of a room are notified of the changes of its presence. */
   watchPresence(name) {
     const room = this.#all.get(name);
     if (room) room._watchesPresence = true;
@@ -102,10 +102,10 @@ export class Rooms {
     for (const other of connections) this.joinOn(other, room); // now that its position is known
     const { forNewReader } = membership;
     const added = [...room.readers].filter(({ _isJoined }) => !_isJoined);
-    const told = firstJoin && !forNewReader ? [...room.readers] : added;
-    for (const reader of told) reader._isJoined = true;
-    for (const reader of told) reader._resolve(frame);
-    if (told.length > 0) this.#emit(room, "joined", frame, told);
+    const notified = firstJoin && !forNewReader ? [...room.readers] : added;
+    for (const reader of notified) reader._isJoined = true;
+    for (const reader of notified) reader._resolve(frame);
+    if (notified.length > 0) this.#emit(room, "joined", frame, notified);
     this.#voidPositions(room, frame, added);
     // The service sends changes to the membership that was there when presence was requested.
     const watched = room._watchesPresence && !this.#host.isNext(connection);
@@ -176,7 +176,7 @@ export class Rooms {
     return membership ? [this.#all.get(name), membership] : [];
   }
 
-  // forNewReader: the others are not told of the answer.
+  // forNewReader: the others are not notified of the answer.
   #sendJoin(connection, room, forNewReader = false) {
     const ref = this.#host.nextRef();
     Object.assign(connection.memberships.get(room.name), { ref, sent: false, joined: false, presence: false, forNewReader });

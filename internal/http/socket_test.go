@@ -102,6 +102,19 @@ func TestBadInputIsAnsweredWithAnErrorCode(t *testing.T) {
 	}
 }
 
+// A client that doubts its connection sends a ping, and is answered at once.
+func TestAPingIsAnswered(t *testing.T) {
+	n := startNode(t, nil)
+	b := n.dial(nil)
+	b.send(`{"type":"ping","ref":"7"}`)
+	if got := b.until("pong"); got["ref"] != "7" {
+		t.Errorf("the answer is %v, want the ref 7", got)
+	}
+	if got := n.metric(`websocket_errors_total{type="unknown_type"}`); got != "0" && got != "" {
+		t.Errorf("%s requests of an unknown type were counted", got)
+	}
+}
+
 func TestBadFramesCloseTheConnection(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxFrame = 2048 })
 	big := `{"type":"publish","room":"a","data":"` + strings.Repeat("x", 4096) + `"}`

@@ -37,7 +37,7 @@ func TestInChromium(t *testing.T) {
 		{"ASilentPathIsNoticedWhenTheNetworkComesBack", testASilentPathIsNoticedWhenTheNetworkComesBack},
 		{"ThePageKeepsItsSessionOverAReload", testThePageKeepsItsSessionOverAReload},
 		{"EnterOfAnInputMethodSendsNothing", testEnterOfAnInputMethodSendsNothing},
-		{"AForeignPageIsToldWhyItCannotConnect", testAForeignPageIsToldWhyItCannotConnect},
+		{"AForeignPageLearnsWhyItCannotConnect", testAForeignPageLearnsWhyItCannotConnect},
 		{"TwoWindowsChat", testTwoWindowsChat},
 		{"HistoryIsLoadedByScrolling", testHistoryIsLoadedByScrolling},
 		{"ThePageWorksWithTheKeyboardAlone", testThePageWorksWithTheKeyboardAlone},

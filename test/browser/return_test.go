@@ -83,7 +83,7 @@ func testEnterOfAnInputMethodSendsNothing(t *testing.T, e *env) {
 }
 
 // A page whose origin is not allowed is told so, with a page that helps.
-func testAForeignPageIsToldWhyItCannotConnect(t *testing.T, e *env) {
+func testAForeignPageLearnsWhyItCannotConnect(t *testing.T, e *env) {
 	foreign := httptest.NewServer(repository())
 	defer foreign.Close()
 	w := e.browser.Open(t, foreign.URL+"/")

@@ -190,7 +190,7 @@ func TestANodeProgramIsRefusedAndClosed(t *testing.T) {
 }
 
 // Without a class for its sockets a program ends at once, and is told what is missing.
-func TestANodeProgramWithoutAWebSocketIsTold(t *testing.T) {
+func TestANodeProgramWithoutAWebSocketIsRefused(t *testing.T) {
 	p := startNodeProgram(t, "none", "ws://127.0.0.1:1/ws")
 	for range p.lines { //nolint:revive // until the output ends
 	}

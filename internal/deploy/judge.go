@@ -201,14 +201,6 @@ func (jd *judge) judgeWindow(new, old checks.MetricsWindow, at time.Time) error 
 	return nil
 }
 
-// triggerIfEnabled returns a trigger as an error, whatever faults the old color has.
-func (jd *judge) triggerIfEnabled(t Trigger, reason string) error {
-	if jd.isDisabled(t) {
-		return nil
-	}
-	return &triggerError{t, reason}
-}
-
 // slowThreshold returns the largest p95 that is not slow.
 func (jd *judge) slowThreshold() time.Duration {
 	floor := jd.settings.Triggers.ResponseFloor

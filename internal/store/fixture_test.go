@@ -106,7 +106,7 @@ func (f *fixture) exec(query string) {
 		return
 	}
 	path, _ := sqlitePath(f.url)
-	db, err := sql.Open("sqlite", sqliteURI(path, "rw", "_txlock=immediate"))
+	db, err := sql.Open("sqlite", sqliteURI(path, "_txlock=immediate"))
 	if err != nil {
 		f.t.Fatal(err)
 	}

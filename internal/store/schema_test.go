@@ -43,7 +43,7 @@ func (f *fixture) migrateToLaterSchema(folder string) {
 	} else {
 		var err error
 		dialect, name = goose.DialectSQLite3, "sqlite"
-		if db, err = sql.Open("sqlite", sqliteURI(f.path(), "rw", "_txlock=immediate")); err != nil {
+		if db, err = sql.Open("sqlite", sqliteURI(f.path(), "_txlock=immediate")); err != nil {
 			f.t.Fatal(err)
 		}
 	}

@@ -81,13 +81,13 @@ func OpenSQLite(ctx context.Context, c Config) (*SQLite, error) {
 // open is the second part of OpenSQLite. After an error the caller closes the files.
 func (s *SQLite) open(ctx context.Context, path string) error {
 	var err error
-	if s.write, err = sql.Open("sqlite", sqliteURI(path, "rw", "_txlock=immediate")); err != nil {
+	if s.write, err = sql.Open("sqlite", sqliteURI(path, "_txlock=immediate")); err != nil {
 		return fmt.Errorf("open the database: %w", err)
 	}
 	// SQLite allows one writer at a time anyway. With one connection, writers
 	// wait for it in order instead of polling the file's lock.
 	s.write.SetMaxOpenConns(1)
-	if s.reads, err = sql.Open("sqlite", sqliteURI(path, "rw", "_pragma=query_only(1)")); err != nil {
+	if s.reads, err = sql.Open("sqlite", sqliteURI(path, "_pragma=query_only(1)")); err != nil {
 		return fmt.Errorf("open the database: %w", err)
 	}
 	// Readers and the writer do not wait for each other: WAL mode gives each
@@ -95,7 +95,7 @@ func (s *SQLite) open(ctx context.Context, path string) error {
 	s.reads.SetMaxOpenConns(s.cfg.MaxConns - 1)
 	s.reads.SetMaxIdleConns(sqliteIdleReaders)
 	s.reads.SetConnMaxIdleTime(5 * time.Minute)
-	if s.anchor, err = sql.Open("sqlite", sqliteURI(path, "rw", "_pragma=query_only(1)")); err != nil {
+	if s.anchor, err = sql.Open("sqlite", sqliteURI(path, "_pragma=query_only(1)")); err != nil {
 		return fmt.Errorf("open the database: %w", err)
 	}
 	s.anchor.SetMaxOpenConns(1)
@@ -303,7 +303,7 @@ func migrateSQLite(ctx context.Context, path string) error {
 		return err
 	}
 	_, _ = restrictFiles(lock.path) // OpenSQLite warns
-	db, err := sql.Open("sqlite", sqliteURI(lock.path, "rw", "_txlock=immediate"))
+	db, err := sql.Open("sqlite", sqliteURI(lock.path, "_txlock=immediate"))
 	if err != nil {
 		return errors.Join(fmt.Errorf("migrate: %w", err), lock.close())
 	}

@@ -187,8 +187,8 @@ func (f *lockFile) close() error {
 // flushes the WAL at each commit: without it a power failure may lose an acked
 // message. Journal mode, synchronous and busy timeout are properties of a
 // connection, so the URI sets them for each.
-func sqliteURI(path, mode, more string) string {
-	return "file:" + escapePath(path) + "?mode=" + mode + "&_pragma=busy_timeout(2000)&_pragma=journal_mode(WAL)" +
+func sqliteURI(path, more string) string {
+	return "file:" + escapePath(path) + "?mode=rw&_pragma=busy_timeout(2000)&_pragma=journal_mode(WAL)" +
 		"&_pragma=synchronous(FULL)&" + more
 }
 

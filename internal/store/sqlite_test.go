@@ -223,7 +223,7 @@ func TestAnotherProgramLocksTheSQLiteFile(t *testing.T) {
 		f := newSQLiteFixture(t)
 		n := f.startNode(func(c *Config) { c.AppendTimeout = hangTimeout })
 		n.mustPublish("room", "1", "x")
-		db, err := sql.Open("sqlite", sqliteURI(f.path(), "rw", "_txlock=immediate"))
+		db, err := sql.Open("sqlite", sqliteURI(f.path(), "_txlock=immediate"))
 		if err != nil {
 			t.Fatal(err)
 		}

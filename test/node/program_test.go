@@ -70,7 +70,7 @@ func startNodeProgram(t *testing.T, kind, url string) *nodeProgram {
 func (p *nodeProgram) kill() {
 	p.ended.Do(func() {
 		_ = p.cmd.Process.Kill()
-		for range p.lines { //nolint:revive // until the output ends
+		for range p.lines { // until the output ends
 		}
 		_ = p.cmd.Wait()
 	})
@@ -115,7 +115,7 @@ func (p *nodeProgram) expectEnd() {
 	}
 	_ = p.input.Close()
 	p.ended.Do(func() {
-		for range p.lines { //nolint:revive // until the output ends
+		for range p.lines { // until the output ends
 		}
 		if err := p.cmd.Wait(); err != nil {
 			p.t.Errorf("Node ended with %v: %s", err, &p.stderr)
@@ -192,7 +192,7 @@ func TestANodeProgramIsRefusedAndClosed(t *testing.T) {
 // Without a class for its sockets a program ends at once, and is told what is missing.
 func TestANodeProgramWithoutAWebSocketIsRefused(t *testing.T) {
 	p := startNodeProgram(t, "none", "ws://127.0.0.1:1/ws")
-	for range p.lines { //nolint:revive // until the output ends
+	for range p.lines { // until the output ends
 	}
 	p.ended.Do(func() {
 		if err := p.cmd.Wait(); err == nil || !strings.Contains(p.stderr.String(), "as the option WebSocket") {

@@ -31,8 +31,8 @@ var families = []struct{ name, from, to string }{
 
 // A socket is a WebSocket through the proxy.
 type socket struct {
-	t *testing.T
-	*websocket.Conn
+	t    *testing.T
+	conn *websocket.Conn
 }
 
 // connect opens a WebSocket as a page does. It returns the answer of a handshake that
@@ -60,7 +60,7 @@ func (s *site) clientOf(t *testing.T, from, to string) *http.Client {
 
 func (s *socket) send(frame string) {
 	s.t.Helper()
-	if err := s.Write(testkit.Within(s.t, testkit.Timeout), websocket.MessageText, []byte(frame)); err != nil {
+	if err := s.conn.Write(testkit.Within(s.t, testkit.Timeout), websocket.MessageText, []byte(frame)); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -69,7 +69,7 @@ func (s *socket) send(frame string) {
 func (s *socket) until(kind string) {
 	s.t.Helper()
 	for {
-		_, frame, err := s.Read(testkit.Within(s.t, 2*testkit.Timeout))
+		_, frame, err := s.conn.Read(testkit.Within(s.t, 2*testkit.Timeout))
 		if err != nil {
 			s.t.Fatalf("waiting for %s: %v", kind, err)
 		}
@@ -83,7 +83,7 @@ func (s *socket) until(kind string) {
 func (s *socket) end() websocket.StatusCode {
 	s.t.Helper()
 	for {
-		if _, _, err := s.Read(testkit.Within(s.t, testkit.Timeout)); err != nil {
+		if _, _, err := s.conn.Read(testkit.Within(s.t, testkit.Timeout)); err != nil {
 			return websocket.CloseStatus(err)
 		}
 	}
@@ -273,7 +273,7 @@ func (s *site) history(t *testing.T, client *http.Client, room string) string {
 func (s *site) testACloseCodeArrives(t *testing.T) {
 	c, _ := s.connect(t, s.clientOf(t, "127.0.0.9", "127.0.0.1"), "/ws", nil)
 	c.until("welcome")
-	if err := c.Write(testkit.Within(t, testkit.Timeout), websocket.MessageBinary, []byte("no text")); err != nil {
+	if err := c.conn.Write(testkit.Within(t, testkit.Timeout), websocket.MessageBinary, []byte("no text")); err != nil {
 		t.Fatal(err)
 	}
 	if got := c.end(); got != websocket.StatusUnsupportedData {

@@ -359,6 +359,7 @@ func TestEachJoinRoomHasAPositionAndAnEnd(t *testing.T) {
 		first := <-rooms
 		p.message(1, "a", "null")
 		p.message(2, "b", "null")
+		one.want(t, "joined 2", "e/1", "e/2")
 		join(&two, Start())
 		second := <-rooms
 		p.message(1, "a", "null")

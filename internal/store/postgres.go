@@ -142,6 +142,7 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 		})
 	}
 	p.reads.lender = p.repair
+	p.repair.makeRoom = p.makeRoom
 	p.m.pool("write", func() (used, idle, limit int) { return writers, 0, writers })
 	return nil
 }

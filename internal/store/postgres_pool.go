@@ -21,11 +21,12 @@ const raiseEvery = 30 * time.Second
 // those that are open, and does not fail. It is safe for concurrent use.
 type connPool struct {
 	*pgxpool.Pool
-	size    int
-	lender  *connPool        // has a connection when this pool has none; or nil
-	noMore  func(error) bool // whether an error means that no connection is left
-	limited func(error)      // is told
-	permits chan struct{}    // one for each connection that may be in use
+	size     int
+	lender   *connPool        // has a connection when this pool has none; or nil
+	noMore   func(error) bool // whether an error means that no connection is left
+	limited  func(error)      // is called when no connection was left
+	makeRoom func(error)      // is called when this pool has none and no lender; it may free one
+	permits  chan struct{}    // one for each connection that may be in use
 
 	mu      sync.Mutex // a leaf; protects following
 	limit   int        // of connections, 1 to size
@@ -68,6 +69,7 @@ func (p *connPool) acquire(ctx context.Context) (*pgxpool.Conn, func(), error) {
 		p.lower(p.open())
 		p.limited(err)
 		if p.lender == nil && p.open() == 0 {
+			p.makeRoom(err)
 			select {
 			case <-time.After(50 * time.Millisecond):
 			case <-ctx.Done():
@@ -245,8 +247,8 @@ func (p *Postgres) logConnectionLimit(err error) {
 	})
 }
 
-// makeRoom closes a connection of a pool for a writer that got none: readers can
-// share, and a writer cannot.
+// makeRoom closes a connection of a pool for a writer or the repair pool, which got
+// none: readers can share, and these cannot.
 func (p *Postgres) makeRoom(err error) {
 	if p.repair == nil || p.reads == nil || !p.noMoreConnections(err) {
 		return

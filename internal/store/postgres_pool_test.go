@@ -92,8 +92,9 @@ func TestANodeLivesWithFewerConnections(t *testing.T) {
 // Too few even for the writers.
 func TestTooFewConnectionsToStartAreNamed(t *testing.T) {
 	t.Parallel()
-	f := asRole(t, "GRANT CREATE ON SCHEMA public TO $role", "ALTER ROLE $role CONNECTION LIMIT 1")
+	f := asRole(t, "GRANT CREATE ON SCHEMA public TO $role")
 	f.migrate()
+	f.pg.Exec("ALTER ROLE app_" + f.pg.Database() + " CONNECTION LIMIT 1")
 	_, err := f.openLog()
 	if err == nil || !strings.Contains(err.Error(), "CONNECTION LIMIT") || !strings.Contains(err.Error(), "DATABASE_LANES") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("%v", err)

@@ -5,6 +5,7 @@ import { JoinQueue, Pacer, encodedLength } from "./pace.js";
 
 const TOKEN_TIMEOUT = 30_000; // ms that getToken may take
 const WELCOME_TIMEOUT = 10_000; // ms from opening to welcome
+const END_AFTER_ERROR = 500; // ms that a socket may take from its error to its end
 const PROBE_TIMEOUT = 3_000; // ms in which the service answers a ping
 const LATE_CLOSE = 5_000; // ms more without a token: a service that requires one waits 10 s for it, and then says so
 
@@ -74,8 +75,9 @@ export class Connection {
     this.#lastFrameAt = this.#clock.now();
     this.#socket.onmessage = (event) => this.#receive(event.data);
     this.#socket.onclose = (event) => this.#end(event.code, event.reason);
-    // The end of the connection follows. The package ws ends the process unless there is always a listener.
-    this.#socket.onerror = () => {};
+    // The end of the connection follows, but not after a refused handshake with the class of Node. The package ws ends the
+    // process unless there is always a listener.
+    this.#socket.onerror = () => this.#clock.setTimeout(() => this.abort(1006, "the socket has failed"), END_AFTER_ERROR);
     this.#checkTimeout();
   }
 

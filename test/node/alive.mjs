@@ -21,6 +21,25 @@ function startLive(options) {
 const PAGE_EVENTS = { online: globalThis, pageshow: globalThis, visibilitychange: document };
 
 export const tests = {
+  async "a socket that fails without an end is at its end soon"() {
+    const { client, clock, Sockets } = start();
+    Sockets.last.onerror({});
+    await clock.advance(499);
+    equal(client.state.name, "connecting", "state before half a second");
+    await clock.advance(1);
+    equal(client.state.name, "waiting", "state after half a second");
+    client.close();
+
+    const closed = start();
+    closed.Sockets.last.onerror({});
+    closed.Sockets.last.closeWith(1006);
+    closed.client.reconnect();
+    closed.Sockets.last.welcome();
+    await closed.clock.advance(500);
+    equal(closed.client.state.name, "live", "state of the connection after one that had an end");
+    closed.client.close();
+  },
+
   async "a waiting client connects when the page or its network comes back"() {
     for (const [event, target] of Object.entries(PAGE_EVENTS)) {
       const { client, Sockets } = start();

@@ -183,10 +183,10 @@ func TestANewEpochBesideAnOldTransactionLosesNoCursor(t *testing.T) {
 }
 
 // A commit hangs, because the standby does not confirm it, until pruning has passed
-// it; and then it is pruned before a node has read it. The node is told.
+// it; and then it is pruned before a node has read it. The node reads that something is missing.
 func TestALateCommitThatWasPrunedIsReportedAsLost(t *testing.T) {
 	t.Parallel()
-	f := newPostgresFixture(t, testkit.Postgres(t))
+	f := newPostgresFixture(t, testkit.StartPostgres(t))
 	n := f.startNode()
 	commit := f.beginSlowCommit(1)
 	n.mustPublish("fast", "1", "x")

@@ -81,7 +81,7 @@ func TestAPrunedFeedReportsLostCursors(t *testing.T) {
 		true:  `UPDATE commits SET at = at - interval '11 min'; UPDATE message_ids SET at = at - interval '11 min'`,
 		false: `UPDATE commits SET at = at - 660e6; UPDATE message_ids SET at = at - 660e6`,
 	}
-	forEachDialect(t, func(t *testing.T, f *fixture) {
+	forEachDialectAlone(t, func(t *testing.T, f *fixture) {
 		n := f.startNode()
 		start, err := n.Commits(t.Context(), "")
 		if err != nil {

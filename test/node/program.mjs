@@ -12,9 +12,7 @@ import { Switchyard } from "../../web/client.js";
 globalThis.crypto ??= webcrypto;
 const require = createRequire(import.meta.url); // finds Debian's packages by NODE_PATH
 const [, , kind, url] = process.argv;
-// Node 22 has the class of the package undici as its own WebSocket, and Node 20 behind a flag.
-const own = () => globalThis.WebSocket ?? require("undici").WebSocket;
-const options = { WebSocket: kind === "ws" ? require("ws") : own(), backoff: { base: 20, cap: 20 } };
+const options = { WebSocket: kind === "ws" ? require("ws") : globalThis.WebSocket, backoff: { base: 20, cap: 20 } };
 if (kind === "none") {
   delete globalThis.WebSocket;
   delete options.WebSocket;

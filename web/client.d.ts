@@ -115,7 +115,7 @@ export interface Welcome {
   auth_expires_ms?: number;
   /**
    * The rates by which the client paces itself: publishes and signals, bytes of all frames, joins and other frames, history
-   * and presence. One that is absent does not apply. Older servers tell none.
+   * and presence. One that is absent does not apply. Older servers report none.
    */
   limits?: { publish?: Limit; bytes?: Limit; join?: Limit; history?: Limit };
 }

@@ -21,7 +21,7 @@ export function afterClose(code) {
   return "backoff";
 }
 
-/** Says why no connection to a service may come about, which a browser does not tell. */
+/** Says why no connection to a service may come about, which a browser does not say. */
 export function unansweredMessage(url) {
   const from = globalThis.location?.origin;
   return `two connections to ${url.origin}${url.pathname} have failed, and a browser does not say why. Is the service there? ` +

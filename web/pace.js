@@ -2,7 +2,7 @@
 
 const REFUSALS_APART = 1_000; // ms at least between two refusals of a kind, after the first
 
-// Publishes in flight at a service that tells no limits, so that it refuses no more at once. It closes after a thousand.
+// Publishes in flight at a service that reports no limits, so that it refuses no more at once. It closes after a thousand.
 const MAX_WITHOUT_LIMITS = 256;
 
 export const encodedLength = (text) => new TextEncoder().encode(text).length;
@@ -41,7 +41,7 @@ class Allowance {
 }
 
 // A Gate closes when the service refuses a request with rate_limited all the same, because other clients of the same
-// user use up a limit, or because an older service tells none. It opens for one request, and then for one more with each
+// user use up a limit, or because an older service reports none. It opens for one request, and then for one more with each
 // round of answers.
 class Gate {
   #opensAt = -Infinity; #refusedAt = -Infinity; #again = false; #width; #round = 0; #sentInRound = 0;
@@ -93,7 +93,7 @@ class Gate {
 export class Pacer {
   #clock; #allowances = {}; #gates; #unanswered = new Map();
 
-  /** limits are those of the welcome; an older service tells none. */
+  /** limits are those of the welcome; an older service reports none. */
   constructor(limits, clock) {
     this.#clock = clock;
     this.#gates = { publish: new Gate(limits ? Infinity : MAX_WITHOUT_LIMITS), history: new Gate(), join: new Gate() };

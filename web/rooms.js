@@ -214,7 +214,7 @@ export class Rooms {
     if (seq > 1) this.#emit(room, "gap", { type: "gap", room: room.name, epoch, from: 1, to: seq - 1, reason: "epoch" }, old);
   }
 
-  // The service tells what is wrong with the position that the room was joined from. This is for the other readers: those
+  // The service says what is wrong with the position that the room was joined from. This is for the other readers: those
   // in another epoch, and those of the added ones that are above the newest message.
   #voidPositions(room, { epoch, seq }, added) {
     const { position } = room;

@@ -156,7 +156,7 @@ func TestARoleThatIsForbiddenToQuery(t *testing.T) {
 	n.mustSubscribe(t, "r")
 	publishUntilReceived(t, n, n, "r", "no role is known")
 	if !n.Up() {
-		t.Error("down because Redis does not tell its role")
+		t.Error("down because Redis does not report its role")
 	}
 	source := testkit.StartRedis(t)
 	host, port, _ := strings.Cut(source.Addr(), ":")

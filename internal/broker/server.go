@@ -17,7 +17,7 @@ type server struct {
 	// up. It is nil outside a cluster, where the subscriber of the only bucket
 	// shows it.
 	monitor *subscriber
-	renewal *renewal        // nil in a cluster, whose servers tell of every change themselves
+	renewal *renewal        // nil in a cluster, whose servers announce every change themselves
 	ctx     context.Context // ends when the loops must end
 	cancel  context.CancelFunc
 }

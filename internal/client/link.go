@@ -131,7 +131,7 @@ func (l *link) awaitReconnect(end closeResult) bool {
 }
 
 // countFailure remembers why the client has not connected yet. The second failure is
-// logged, because nothing else tells a program that only waits. The caller holds mu.
+// logged, because nothing else reports it to a program that only waits. The caller holds mu.
 func (l *link) countFailure(end closeResult) {
 	if l.welcome.HeartbeatMS > 0 {
 		return // it was live

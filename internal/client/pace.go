@@ -14,7 +14,7 @@ type Limit struct {
 }
 
 // Limits are the limits of a connection, by which the client paces itself. One that is
-// nil does not apply, or comes from an older service, which tells none.
+// nil does not apply, or comes from an older service, which reports none.
 type Limits struct {
 	Publish *Limit `json:"publish,omitempty"` // publishes and signals
 	Bytes   *Limit `json:"bytes,omitempty"`   // of all frames
@@ -25,7 +25,7 @@ type Limits struct {
 // refusalsApart is the least time between two refusals of a kind, after the first.
 const refusalsApart = time.Second
 
-// maxWithoutLimits is how many publishes are in flight at a service that tells no limits,
+// maxWithoutLimits is how many publishes are in flight at a service that reports no limits,
 // so that it refuses no more than these at once. It closes after a thousand.
 const maxWithoutLimits = 256
 

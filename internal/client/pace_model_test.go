@@ -151,7 +151,7 @@ func (nodes *limitedNodes) publishInBursts(t *testing.T, s *fakeService) {
 }
 
 // Five thousand publishes at once are stored in the order of the calls, in the time that
-// the limit allows. A service that tells its limits refuses none of them, and one that
+// the limit allows. A service that reports its limits refuses none of them, and one that
 // does not at most one a second, beside those of the first burst.
 func TestFiveThousandPublishesAtOnceTakeTheTimeThatTheLimitAllows(t *testing.T) {
 	for reported, publishes := range map[bool]int{true: 5000, false: 2000} {

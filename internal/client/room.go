@@ -127,7 +127,7 @@ type membership struct {
 	sent, joined bool
 	presence     bool // presence was requested after the join
 	// from is the position that the last join was sent with. forNewReader says that
-	// the join is for a reader that was added, and that the others are not told of
+	// the join is for a reader that was added, and that the others do not see
 	// the answer.
 	from         Position
 	forNewReader bool

@@ -358,7 +358,7 @@ func TestATokenThatNeverComesIsNotAwaited(t *testing.T) {
 	})
 }
 
-// A program that waits for its first connection is told why there is none.
+// A program that waits for its first connection learns why there is none.
 func TestDialSaysWhyTheLastAttemptFailed(t *testing.T) {
 	withService(t, func(t *testing.T, s *fakeService) {
 		s.refuseNext(http.StatusNotFound, http.StatusNotFound, http.StatusNotFound)

@@ -174,7 +174,7 @@ func (d *drain) countClients() (notAsked, moving int) {
 	return notAsked, moving
 }
 
-// sendMoves asks n clients to move, spread over a second, and tells them the time until the
+// sendMoves asks n clients to move, spread over a second, and sends them the time until the
 // drain's deadline. It returns how many it asked: a client whose session is not saved yet
 // waits for another wave.
 func (d *drain) sendMoves(n int, untilDeadline time.Duration) (sent int) {

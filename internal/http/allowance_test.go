@@ -22,7 +22,7 @@ func left(t *testing.T, welcome map[string]any, limit string) float64 {
 	one, _ := limits[limit].(map[string]any)
 	n, ok := one["left"].(float64)
 	if !ok {
-		t.Fatalf("the welcome tells no limit %s: %v", limit, welcome)
+		t.Fatalf("the welcome reports no limit %s: %v", limit, welcome)
 	}
 	return n
 }

@@ -100,7 +100,7 @@ func openRedis(cfg Config, m *metrics) *redisBackend {
 	client := redis.NewUniversalClient(&opts)
 	r.client.Store(&client)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	if !opts.IsClusterMode { // whose servers tell of every change themselves
+	if !opts.IsClusterMode { // whose servers announce every change themselves
 		r.loops.Go(r.renewLoop)
 	}
 	for range batchWorkers {

@@ -13,7 +13,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-// A feedModel is what readers of the feed must be told. Each batch has a room of its
+// A feedModel is what readers of the feed must learn. Each batch has a room of its
 // own, so that none hides another.
 type feedModel struct {
 	t       *testing.T
@@ -54,7 +54,7 @@ type modelReader struct {
 
 // Transactions begin, also in another database, commit, roll back, are prepared and
 // forgotten; rows grow old and are pruned; nodes read, often or rarely, one of them
-// of the release before. Each is told of each batch, once, or that it may lack one,
+// of the release before. Each gets each batch, once, or learns that it may lack one,
 // and then it does.
 func TestReadersOfTheFeedLackNothing(t *testing.T) {
 	t.Parallel()
@@ -198,7 +198,7 @@ func (m *feedModel) read(r *modelReader) {
 	}
 	for _, h := range c.Heads {
 		if reported := lacks[h.Room]; !reported && !r.before {
-			m.t.Fatalf("a reader was told of %s, which it knew, or which was not committed", h.Room)
+			m.t.Fatalf("a reader got %s, which it knew, or which was not committed", h.Room)
 		}
 		m.counts["reported"]++
 		delete(lacks, h.Room)
@@ -206,21 +206,21 @@ func (m *feedModel) read(r *modelReader) {
 	}
 	for room, isInFeed := range lacks {
 		if isInFeed && !first {
-			m.t.Fatalf("a reader was not told of %s", room)
+			m.t.Fatalf("a reader did not get %s", room)
 		}
-		r.known[room] = true // it compares heads now, or must be told that it has to
+		r.known[room] = true // it compares heads now, or must learn that it has to
 	}
 	inVain := r.before || r.pruned && r.endedWithoutRow || r.prunedLate
 	switch {
 	case first:
 	case lost && !c.Incomplete:
-		m.t.Fatalf("a reader was not told that it lacks %v", lacks)
+		m.t.Fatalf("a reader did not learn that it lacks %v", lacks)
 	case lost:
 		m.counts["reported as lost"]++
 	case c.Incomplete && !inVain:
-		m.t.Fatalf("a reader was told that it may lack something, and lacks nothing")
+		m.t.Fatalf("a read says that the reader may lack something, and lacks nothing")
 	case c.Incomplete:
-		m.counts["told in vain"]++
+		m.counts["incomplete in vain"]++
 	}
 	r.endedWithoutRow, r.pruned, r.prunedLate = false, false, false
 }

@@ -82,7 +82,7 @@ func testEnterOfAnInputMethodSendsNothing(t *testing.T, e *env) {
 	waitForRows(w, 1)
 }
 
-// A page whose origin is not allowed is told so, with a page that helps.
+// A page whose origin is not allowed gets an error that says so, with a page that helps.
 func testAForeignPageLearnsWhyItCannotConnect(t *testing.T, e *env) {
 	foreign := httptest.NewServer(repository())
 	defer foreign.Close()

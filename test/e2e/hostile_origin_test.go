@@ -59,7 +59,7 @@ func hostAttacks() (all []attack) {
 		{"a proxy forwards two hosts", at("chat.example.com", "X-Forwarded-Host: chat.example.com, evil.example"), true, "421 wrong_host"},
 		{"a page without TLS comes through the proxy with TLS", at("chat.example.com", "X-Forwarded-Proto: https", "Origin: http://chat.example.com"), true, "403 forbidden"},
 		{"a proxy forwards a client's scheme before its own", at("chat.example.com", "X-Forwarded-Proto: https,http", "Origin: https://chat.example.com"), true, "403 forbidden"},
-		{"a proxy tells a port, and a page comes from another", at("chat.example.com", "X-Forwarded-Port: 8443", "Origin: https://chat.example.com:9443"), true, "403 forbidden"},
+		{"a proxy names a port, and a page comes from another", at("chat.example.com", "X-Forwarded-Port: 8443", "Origin: https://chat.example.com:9443"), true, "403 forbidden"},
 		{"a proxy forwards a client's Forwarded", at("evil.example", "X-Forwarded-Proto: https", "Forwarded: host=chat.example.com;proto=https"), true, "421 wrong_host"},
 	} {
 		all = append(all, attack{row.name, row.want, func(a *attacker) string {

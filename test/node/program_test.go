@@ -201,7 +201,7 @@ func TestANodeProgramIsRefusedAndClosed(t *testing.T) {
 	}
 }
 
-// Without a class for its sockets a program ends at once, and is told what is missing.
+// Without a class for its sockets a program ends at once, with an error that names what is missing.
 func TestANodeProgramWithoutAWebSocketIsRefused(t *testing.T) {
 	p := startNodeProgram(t, "none", "ws://127.0.0.1:1/ws")
 	for range p.lines { // until the output ends

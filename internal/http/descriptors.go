@@ -84,7 +84,10 @@ func (l *listener) Accept() (net.Conn, error) {
 		l.restore()
 		return nil, err
 	}
-	return &reservedConn{Conn: conn, restore: sync.OnceFunc(l.restore)}, nil
+	if l.restore() { // The wait was long enough for another descriptor to become free.
+		return conn, nil
+	}
+	return &reservedConn{Conn: conn, restore: sync.OnceFunc(func() { l.restore() })}, nil
 }
 
 // Close implements net.Listener.
@@ -105,13 +108,14 @@ func (l *listener) release() bool {
 	return true
 }
 
-// restore takes a descriptor into reserve again, if there is one.
-func (l *listener) restore() {
+// restore takes a descriptor into reserve again. It returns false if there is none.
+func (l *listener) restore() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.reserve == nil {
 		l.reserve, _ = os.Open(os.DevNull) // nil on failure
 	}
+	return l.reserve != nil
 }
 
 // A reservedConn uses the descriptor in reserve, which its end gives back.

@@ -1,7 +1,10 @@
-// Package platforms checks that the service, its command and its unit tests compile on
-// every system for which they are meant, without compiling them: the types of all
-// packages are checked, as a compiler does first. make cross compiles them.
-package platforms
+// Command platforms checks that the service, its command and its unit tests compile on
+// other systems, without compiling them: the types of all packages are checked, as a
+// compiler does first. It prints the mistakes and exits with 1 if there are any. make
+// cross compiles the service instead.
+//
+//	go run ./scripts/platforms GOOS/GOARCH=PACKAGES...
+package main
 
 import (
 	"bytes"
@@ -13,11 +16,11 @@ import (
 	"go/token"
 	"go/types"
 	"io"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"testing"
 )
 
 const module = "switchyard/"
@@ -33,26 +36,24 @@ type listed struct {
 
 // list returns packages with their tests and all that they import, each behind its
 // imports.
-func list(t *testing.T, goos, goarch string, packages ...string) (all []listed) {
-	t.Helper()
+func list(goos, goarch string, packages ...string) (all []listed, err error) {
 	args := append([]string{"list", "-e", "-deps", "-test", "-json=ImportPath,Dir,GoFiles,ImportMap,Error"}, packages...)
-	cmd := exec.CommandContext(t.Context(), "go", args...)
-	cmd.Dir = "../.."
+	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH="+goarch, "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("go list: %v\n%s", err, stderr.String())
+		return nil, fmt.Errorf("go list: %w\n%s", err, stderr.String())
 	}
 	for d := json.NewDecoder(bytes.NewReader(out)); ; {
 		var p listed
 		err := d.Decode(&p)
 		if errors.Is(err, io.EOF) {
-			return all
+			return all, nil
 		}
 		if err != nil {
-			t.Fatal(err)
+			return nil, fmt.Errorf("go list: %w", err)
 		}
 		all = append(all, p)
 	}
@@ -64,21 +65,25 @@ func list(t *testing.T, goos, goarch string, packages ...string) (all []listed) 
 const sqlitePrefix = "modernc.org/"
 
 // ourPackages returns the packages of this module that a command consists of.
-func ourPackages(t *testing.T, command string) (ours []string) {
-	t.Helper()
-	for _, p := range list(t, "linux", "amd64", command) {
+func ourPackages(command string) (ours []string, err error) {
+	all, err := list("linux", "amd64", command)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range all {
 		if rest, ok := strings.CutPrefix(p.ImportPath, module); ok && !strings.Contains(rest, " ") && !strings.HasSuffix(rest, ".test") {
 			ours = append(ours, "./"+rest)
 		}
 	}
 	if len(ours) < 20 {
-		t.Fatalf("%s has %d packages only: %v", command, len(ours), ours)
+		return nil, fmt.Errorf("%s has %d packages only: %v", command, len(ours), ours)
 	}
-	return ours
+	return ours, nil
 }
 
 // A checker checks packages, and keeps what several systems share.
 type checker struct {
+	root  string // is left out of the names of files
 	fset  *token.FileSet
 	files map[string]*ast.File
 }
@@ -90,7 +95,7 @@ func (c *checker) check(goarch string, packages []listed) (mistakes []string) {
 		ours := strings.HasPrefix(p.ImportPath, module)
 		report := func(err error) {
 			if ours && len(mistakes) < 20 && !strings.Contains(err.Error(), "could not import "+sqlitePrefix) {
-				mistakes = append(mistakes, strings.TrimPrefix(err.Error(), "../../"))
+				mistakes = append(mistakes, strings.TrimPrefix(err.Error(), c.root))
 			}
 		}
 		if p.Error != nil {
@@ -151,20 +156,43 @@ type importer func(path string) (*types.Package, error)
 
 func (i importer) Import(path string) (*types.Package, error) { return i(path) }
 
-// The service compiles with its unit tests on systems that differ in what these three
-// differ: 32 bits, a Unix other than Linux, and Windows. The operator's tool manages the
-// containers of the host that it is on, which is Linux.
-func TestTheServiceCompilesOnEverySystem(t *testing.T) {
-	t.Parallel()
-	c := &checker{token.NewFileSet(), map[string]*ast.File{}}
-	for system, command := range map[string]string{"linux/386": "./cmd/...", "darwin/arm64": "./cmd/server", "windows/amd64": "./cmd/server"} {
-		goos, goarch, _ := strings.Cut(system, "/")
-		packages := list(t, goos, goarch, ourPackages(t, command)...)
-		if len(packages) < 300 {
-			t.Fatalf("%s: %d packages are listed", system, len(packages))
+// checkSystem returns the mistakes in a command's packages on one system.
+func (c *checker) checkSystem(system, command string) (mistakes []string, err error) {
+	goos, goarch, _ := strings.Cut(system, "/")
+	ours, err := ourPackages(command)
+	if err != nil {
+		return nil, err
+	}
+	packages, err := list(goos, goarch, ours...)
+	if err != nil {
+		return nil, err
+	}
+	if len(packages) < 300 {
+		return nil, fmt.Errorf("%d packages are listed", len(packages))
+	}
+	return c.check(goarch, packages), nil
+}
+
+func main() {
+	root, err := os.Getwd()
+	if err != nil {
+		log.Fatal(err)
+	}
+	log.SetFlags(0)
+	c := &checker{root: root + string(filepath.Separator), fset: token.NewFileSet(), files: map[string]*ast.File{}}
+	failed := len(os.Args) == 1
+	for _, arg := range os.Args[1:] {
+		system, command, _ := strings.Cut(arg, "=")
+		mistakes, err := c.checkSystem(system, command)
+		if err != nil {
+			mistakes = append(mistakes, err.Error())
 		}
-		for _, mistake := range c.check(goarch, packages) {
-			t.Errorf("%s: %s", system, mistake)
+		for _, mistake := range mistakes {
+			log.Printf("%s: %s", system, mistake)
+			failed = true
 		}
+	}
+	if failed {
+		os.Exit(1)
 	}
 }

@@ -82,6 +82,7 @@ var importRules = []importRule{
 	{"cmd/server", []string{"internal/app", "internal/config"}},
 	{"cmd/switchyard", []string{"internal/checks", "internal/deploy", "internal/backup", "internal/inspect", "internal/load", "internal/stack", "github.com/spf13/cobra"}},
 	{"scripts/figures", nil},
+	{"scripts/platforms", nil},
 	{"test/behaviors", nil},
 	{"web", nil},
 	{"migrations", nil},

@@ -4,12 +4,14 @@ package chromium
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
@@ -123,22 +125,38 @@ func (w *Window) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 // Eval returns the value of a JavaScript expression. A promise is awaited.
 func Eval[T any](w *Window, expression string) T {
 	w.tb.Helper()
-	ctx, cancel := context.WithTimeout(w.ctx, browserTimeout)
-	defer cancel()
-	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression,
-		func(p *runtime.EvaluateParams) { chromedp.EvalAwaitPromise(p) }))
+	value, err := evaluate[T](w, expression)
 	if err != nil {
 		w.tb.Fatalf("chromium: evaluate %s: %v", expression, err)
 	}
 	return value
 }
 
-// Until waits until a JavaScript expression is true. If that takes longer than
+func evaluate[T any](w *Window, expression string) (T, error) {
+	ctx, cancel := context.WithTimeout(w.ctx, browserTimeout)
+	defer cancel()
+	return chromedp.Run(ctx, chromedp.Evaluate[T](expression,
+		func(p *runtime.EvaluateParams) { chromedp.EvalAwaitPromise(p) }))
+}
+
+// serverError is the code with which Chromium answers when the page that was asked is
+// gone, because the window was reloaded at that moment.
+const serverError = -32000
+
+// Until waits until a JavaScript expression is true, also while the page is loaded. If that takes longer than
 // pageTimeout, the test fails with the text of the page.
 func (w *Window) Until(expression string) {
 	w.tb.Helper()
 	deadline := time.Now().Add(pageTimeout)
-	for !Eval[bool](w, "!!("+expression+")") {
+	for {
+		var left *cdproto.Error
+		ok, err := evaluate[bool](w, "!!("+expression+")")
+		if err != nil && (!errors.As(err, &left) || left.Code != serverError) {
+			w.tb.Fatalf("chromium: evaluate %s: %v", expression, err)
+		}
+		if ok {
+			return
+		}
 		if time.Now().After(deadline) {
 			w.tb.Fatalf("not true in the page within %v: %s\nthe page shows:\n%s",
 				pageTimeout, expression, Eval[string](w, "document.body.innerText"))

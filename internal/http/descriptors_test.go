@@ -1,7 +1,12 @@
 package http
 
 import (
+	"log/slog"
+	"net"
+	"syscall"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"switchyard/internal/admission"
 )
@@ -23,5 +28,38 @@ func TestDescriptorsAreDivided(t *testing.T) {
 		if got != tt.want {
 			t.Errorf("%s: %+v, want %+v", name, got, tt.want)
 		}
+	}
+}
+
+// An emptyListener has no descriptor for the first connection.
+type emptyListener struct {
+	net.Listener
+	accepted []net.Conn
+}
+
+func (l *emptyListener) Accept() (net.Conn, error) {
+	conn := l.accepted[0]
+	l.accepted = l.accepted[1:]
+	if conn == nil {
+		return nil, &net.OpError{Op: "accept", Err: syscall.EMFILE}
+	}
+	return conn, nil
+}
+
+func (l *emptyListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+// A node whose descriptors had run out waits for a connection on the one in reserve. The
+// connection that ends this wait is like any other if descriptors are free again by then.
+func TestAConnectionAfterDescriptorsAreFreedIsNotOnTheReserve(t *testing.T) {
+	t.Parallel()
+	conn, other := net.Pipe()
+	defer conn.Close()
+	defer other.Close()
+	failed := prometheus.NewCounter(prometheus.CounterOpts{Name: "failed"})
+	l := newListener(&emptyListener{accepted: []net.Conn{nil, conn}}, slog.New(slog.DiscardHandler), failed)
+	defer l.release()
+	got, err := l.Accept()
+	if err != nil || got != conn {
+		t.Errorf("accepted %T, %v, want the connection itself", got, err)
 	}
 }

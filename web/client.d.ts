@@ -158,10 +158,11 @@ export type State =
 /**
  * The codes of failures. The client's own: buffer_full (the message names the bound), closed, connect_failed,
  * hole (the service skipped a message; the client requests it again), left (a join, by leave), outcome_unknown,
- * timeout, too_large, conflict, unauthorized (no getToken, or no token from it). The others are the service's.
+ * timeout, too_large, conflict, unauthorized (no getToken, or no token from it), user_changed (the token of a later connection
+ * is another user's). The others are the service's.
  */
 export type ErrorCode =
-  | "buffer_full" | "closed" | "connect_failed" | "hole" | "outcome_unknown" | "timeout"
+  | "buffer_full" | "closed" | "connect_failed" | "hole" | "outcome_unknown" | "timeout" | "user_changed"
   | "malformed" | "invalid" | "unknown_type" | "too_large" | "conflict" | "unauthorized" | "forbidden"
   | "rate_limited" | "too_many_rooms" | "unavailable" | "internal" | (string & {});
 
@@ -246,7 +247,8 @@ interface Events extends RoomEvents {
   moved: Moved;
   /**
    * Errors that belong to no promise: refused joins and signals, skipped messages, a failed getToken or socket, a token that
-   * the service refuses at the handshake or misses, and, once, two connections without an answer before the first welcome.
+   * the service refuses at the handshake or misses, a token of another user than before (user_changed), and, once, two
+   * connections without an answer before the first welcome.
    */
   error: SwitchyardError;
 }

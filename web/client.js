@@ -232,6 +232,7 @@ export class Switchyard extends Emitter {
     this.#tokens.attach(null);
     this.#outbox.detach();
     this.#outbox.rejectAll("closed", `the client has ended: ${code} ${reason}`);
+    this.#outbox.forgetUser();
     this.#rooms.rejectAll(new SwitchyardError("closed", reason));
     this.#setState({ name: "closed", code, reason });
   }
@@ -253,9 +254,15 @@ export class Switchyard extends Emitter {
     this.#pacer = connection.pacer;
     this.#outbox.detach();
     this.#rooms.joinAllOn(connection);
-    this.#outbox.attach(connection);
+    if (this.#outbox.attach(connection)) this.#reportUser(connection.welcome.user);
     this.#tokens.attach(connection);
     if (connection.pendingMove) this.#move.start(connection.pendingMove);
+  }
+
+  // A client is for one user. The listeners are called once the connection is in use: one of them may close the client.
+  async #reportUser(user) {
+    await null;
+    this._emit("error", new SwitchyardError("user_changed", `the token is another user's: the connection is ${user ?? "anonymous"} now`));
   }
 
   // Reports the time of the handshake, by which the service paces the rest of the drain.
@@ -330,7 +337,7 @@ export class Switchyard extends Emitter {
     },
     joined: (frame, connection) => this.#rooms.joined(frame, connection),
     message: (frame, connection) => {
-      if (this.#isOwn(frame, connection)) this.#completePublish(this.#outbox.pending(`${frame.room} ${frame.id}`), frame);
+      if (this.#isOwn(frame)) this.#completePublish(this.#outbox.pending(`${frame.room} ${frame.id}`), frame);
       this.#rooms.message(frame, connection);
     },
     gap: (frame, connection) => this.#rooms.gap(frame, connection),
@@ -356,9 +363,9 @@ export class Switchyard extends Emitter {
   }
 
   // Another user or an earlier publish may have used the same id: the user and the data must be the same, too.
-  #isOwn({ room, id, from, data }, connection) {
+  #isOwn({ room, id, from, data }) {
     const own = this.#outbox.pending(`${room} ${id}`);
-    return own?.uncertainAttempts > 0 && from === (connection.welcome.user ?? null) && JSON.stringify(data) === own.body;
+    return own?.uncertainAttempts > 0 && from === own.user && JSON.stringify(data) === own.body;
   }
 
   #handleError(frame, connection) {

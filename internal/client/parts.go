@@ -31,7 +31,7 @@ func (p *parts) dispatch(conn *connection, f *serverFrame) error {
 	switch f.Type {
 	case "message":
 		msg := f.message()
-		p.outbox.completeFromOwnMessage(conn, msg)
+		p.outbox.completeFromOwnMessage(msg)
 		return p.rooms.handleMessage(conn, msg)
 	case "ack":
 		p.outbox.handleAck(f)

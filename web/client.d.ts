@@ -226,7 +226,7 @@ export interface Options {
   maxPendingBytes?: number;
   /**
    * Milliseconds for which a request is kept until it is sent, by default 300,000, and then for which it is resent, by
-   * default and at most half of the service's ID_WINDOW (300,000 if the service does not report it).
+   * default and at most half of the service's ID_WINDOW (300,000 if the service does not report it). At most 2 ** 31 - 1.
    */
   resendFor?: number;
 }

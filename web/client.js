@@ -385,7 +385,7 @@ export class Switchyard extends Emitter {
       else if (code === "unavailable") this.#outbox.retryAfter(ref, delay);
       else this.#outbox.reject(ref, error);
     } else if (room && (code === "unavailable" || code === "internal")) {
-      this.#clock.setTimeout(() => this.#rooms.retryJoin(ref, connection, room), delay);
+      connection.joins.after(delay, () => this.#rooms.retryJoin(ref, connection, room));
     } else {
       if (room) this.#rooms.refuse(room, error);
       this._emit("error", error);

@@ -175,7 +175,7 @@ export class Connection {
   #end(code, reason, error) {
     this.#ended = true;
     this.#clock.clearTimeout(this.#timer);
-    this.joins.stop();
+    this.joins.end();
     this.#clock.clearTimeout(this.#probe?.timer);
     if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
     this.#onEnd(this, code, reason, error);

@@ -41,7 +41,7 @@ export function encoded(data) {
 const systemClock = {
   now: () => performance.now(),
   wall: () => Date.now(),
-  setTimeout: (f, ms) => setTimeout(f, ms),
+  setTimeout: (f, ms) => setTimeout(f, Math.min(ms, MAX_TIMEOUT)),
   clearTimeout: (t) => clearTimeout(t),
 };
 

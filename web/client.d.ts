@@ -237,6 +237,11 @@ interface RoomEvents {
   gap: Gap;
   /** After the join and after each reconnect, but not after a move. */
   joined: Joined;
+  /**
+   * The service has taken the room away: a new token does not open it. It is joined again, from its position, as soon as a
+   * later token does; "joined" then follows.
+   */
+  removed: SwitchyardError;
   /** Changes, after a call of presence(); the full list after a reconnect or a move. */
   presence: Presence;
 }

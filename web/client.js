@@ -336,6 +336,7 @@ export class Switchyard extends Emitter {
       this.#setState({ name: "live", welcome: frame });
     },
     joined: (frame, connection) => this.#rooms.joined(frame, connection),
+    left: (frame, connection) => this.#rooms.left(frame, connection),
     message: (frame, connection) => {
       if (this.#isOwn(frame)) this.#completePublish(this.#outbox.pending(`${frame.room} ${frame.id}`), frame);
       this.#rooms.message(frame, connection);
@@ -354,7 +355,10 @@ export class Switchyard extends Emitter {
       if (connection === this.#current) this.#move.start(request);
       else connection.pendingMove = request; // started once this is the current connection
     },
-    authenticated: (frame, connection) => { if (connection === this.#current) this.#tokens.authenticated(frame); },
+    authenticated: (frame, connection) => {
+      this.#tokens.authenticated(frame, connection);
+      this.#rooms.authenticated(connection);
+    },
     error: (frame, connection) => this.#handleError(frame, connection),
   };
 
@@ -386,8 +390,7 @@ export class Switchyard extends Emitter {
       else this.#outbox.reject(ref, error);
     } else if (room && (code === "unavailable" || code === "internal")) {
       connection.joins.after(delay, () => this.#rooms.retryJoin(ref, connection, room));
-    } else {
-      if (room) this.#rooms.refuse(room, error);
+    } else if (!room || this.#rooms.refuse(room, error)) {
       this._emit("error", error);
     }
   }

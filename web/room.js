@@ -62,6 +62,7 @@ export class Room extends Emitter {
 export class RoomState {
   readers = new Set();
   epoch; // the last that the service has named; undefined before
+  isRemoved = false; // the service has taken it away, and its readers know
   _watchesPresence = false; // presence() was called
   #emitted = null; // the newest position of the client's own events
 

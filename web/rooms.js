@@ -68,7 +68,7 @@ export class Rooms {
     // Two joins from now would start at two positions.
     if (this.#host.isNext(connection) && !room.position) return;
     connection.memberships.set(room.name, {
-      ref: null, sent: false, joined: false, epoch: undefined, missingAfter: null, presence: false, from: null, forNewReader: false,
+      ref: null, sent: false, joined: false, epoch: undefined, missingAfter: null, presence: false, from: null, forNewReader: false, removedFor: 0,
     });
     this.#sendJoin(connection, room);
   }
@@ -85,14 +85,14 @@ export class Rooms {
     if (membership?.sent) membership.presence = true;
   }
 
-  /** Whether every room is joined on a connection. */
-  allJoined(connection) { return [...this.#all.keys()].every((name) => connection.memberships.get(name)?.joined); }
+  /** Whether every room is joined on a connection, or was refused there. */
+  allJoined({ memberships }) { return [...this.#all.keys()].every((name) => memberships.get(name)?.joined || memberships.get(name)?.removedFor > 0); }
 
   joined(frame, connection) {
     connection.ignoredRefs.delete(frame.ref);
     const [room, membership] = this.#find(frame, connection);
     if (!room || membership.ref !== frame.ref) return; // of a join that was left or repeated since
-    room.epoch = frame.epoch;
+    Object.assign(room, { epoch: frame.epoch, isRemoved: false });
     for (const reader of room.readers) startReader(reader, frame);
     // A reader may start before this join, and one in another epoch may have been taken for the last.
     if (!covers(membership.from ?? frame, room.position)) return this.#sendJoin(connection, room, membership.forNewReader);
@@ -160,12 +160,40 @@ export class Rooms {
     }
   }
 
-  /** Removes a room whose join the service refuses. */
+  /** The service has taken a room away, because a new token does not open it; or it answers a leave. */
+  left(frame, connection) {
+    const [room, membership] = this.#find(frame, connection);
+    if (frame.ref || !(membership?.joined || membership?.removedFor)) return; // the answer to a join decides
+    const error = new SwitchyardError("forbidden", `the new token does not open ${room.name}`, { room: room.name });
+    this.#remove(room, [connection], 2, error); // the answer to that token is still to come
+  }
+
+  /** A token was accepted: rooms that the one before did not open are joined again. */
+  authenticated(connection) {
+    for (const room of this) {
+      const membership = connection.memberships.get(room.name);
+      if (membership?.removedFor > 0 && --membership.removedFor === 0) this.#sendJoin(connection, room);
+    }
+  }
+
+  /**
+   * The service refuses a join. Readers that were joined before wait for a token that opens the room, if that is the reason;
+   * the others end. Returns whether this is news to the application.
+   */
   refuse(room, error) {
-    this.#all.delete(room.name);
-    for (const connection of this.#host.connections()) connection.memberships.delete(room.name);
-    for (const reader of room.readers) reader._reject(error);
+    const ended = [...room.readers].filter(({ _isJoined }) => !_isJoined || error.code !== "forbidden");
+    const isNews = ended.length > 0 || !room.isRemoved;
+    const connections = this.#host.connections();
+    for (const reader of ended) room.readers.delete(reader);
+    if (room.readers.size > 0) {
+      this.#remove(room, connections, 1, error);
+    } else {
+      this.#all.delete(room.name);
+      for (const { memberships } of connections) memberships.delete(room.name);
+    }
+    for (const reader of ended) reader._reject(error);
     this.#host.membershipChanged(false);
+    return isNews;
   }
 
   rejectAll(error) { for (const { readers } of this) for (const reader of readers) reader._reject(error); }
@@ -176,10 +204,23 @@ export class Rooms {
     return membership ? [this.#all.get(name), membership] : [];
   }
 
+  // From now on nothing of the room is delivered on these connections, where it is joined again after so many tokens. Its
+  // readers keep their positions, and are notified unless another connection delivers.
+  #remove(room, connections, tokens, error) {
+    for (const { memberships } of connections) {
+      const removed = { ref: null, sent: false, joined: false, presence: false, forNewReader: false, removedFor: tokens };
+      memberships.set(room.name, { ...memberships.get(room.name), ...removed });
+    }
+    const isDelivered = this.#host.connections().some(({ memberships }) => memberships.get(room.name)?.joined);
+    if (room.isRemoved || isDelivered) return;
+    room.isRemoved = true;
+    this.#emit(room, "removed", error, [...room.readers]);
+  }
+
   // forNewReader: the others are not notified of the answer.
   #sendJoin(connection, room, forNewReader = false) {
     const ref = this.#host.nextRef();
-    Object.assign(connection.memberships.get(room.name), { ref, sent: false, joined: false, presence: false, forNewReader });
+    Object.assign(connection.memberships.get(room.name), { ref, sent: false, joined: false, presence: false, forNewReader, removedFor: 0 });
     connection.joins.add(ref, () => {
       const membership = connection.memberships.get(room.name);
       if (membership?.ref !== ref) return null; // left, or joined again since
@@ -201,7 +242,7 @@ export class Rooms {
       ref, key: ref, kind: "history", queue: `presence ${room.name}`, text: JSON.stringify({ type: "presence", ref, room: room.name }),
       onSent: (connection) => this.presenceRequested(room.name, connection),
       resolve: (frame) => { if (this.#all.get(room.name) === room) this.#emit(room, "presence", frame, [...room.readers]); },
-      reject: (error) => { if (this.#all.get(room.name) === room) this.#host.emit("error", error); },
+      reject: (error) => { if (this.#all.get(room.name) === room && !room.isRemoved) this.#host.emit("error", error); },
     });
   }
 

@@ -37,6 +37,8 @@ func (p *parts) dispatch(conn *connection, f *serverFrame) error {
 		p.outbox.handleAck(f)
 	case "joined":
 		p.rooms.handleJoined(conn, f)
+	case "left":
+		p.rooms.handleLeft(conn, f)
 	case "gap":
 		return p.rooms.handleGap(conn, f)
 	case "signal":
@@ -49,10 +51,11 @@ func (p *parts) dispatch(conn *connection, f *serverFrame) error {
 		p.calls.complete(f.Ref, f, nil)
 	case "authenticated":
 		p.tokens.handleAuthenticated(conn, f)
+		p.rooms.handleAuthenticated(conn)
 	case "error":
 		p.handleError(conn, f)
 	}
-	return nil // heartbeat, left, and types that later versions add
+	return nil // heartbeat, and types that later versions add
 }
 
 // handleError passes an error to the request with its ref. An error of no request

@@ -270,11 +270,14 @@ type FrameListener = (frame: { type: string; [field: string]: unknown }, socket:
  */
 export interface Room {
   readonly name: string;
-  /** The last position seen, to be stored and passed to join later; null until joined. */
+  /** The last position that was delivered, to be stored and passed to join later; null until joined. */
   readonly position: Position | null;
   /** The answer to the first join. Rejects when the service refuses it, and with code "left" when leave is called first. */
   readonly joined: Promise<Joined>;
-  /** Adds a listener, and returns a function that removes it. */
+  /**
+   * Adds a listener, and returns a function that removes it. The first one of "message", here or of the client, gets every
+   * message since the join, however late it is added.
+   */
   on<E extends keyof RoomEvents>(event: E, listener: (value: RoomEvents[E]) => void): () => void;
   publish(data: JSONInput, options?: { id?: string | null | undefined } | null): Promise<Ack>;
   signal(data: JSONInput): boolean;

@@ -244,6 +244,8 @@ export class Switchyard extends Emitter {
 
   #nextRef() { return `r${++this.#refs}`; }
 
+  _listenerAdded(event) { if (event === "message") this.#rooms.deliverHeld(); }
+
   // Makes a connection the current one.
   #makeCurrent(connection) {
     this.#current = connection;
@@ -282,6 +284,7 @@ export class Switchyard extends Emitter {
     requestPresence: (request) => this.#outbox.addOwn(request),
     awaitsPresence: (name) => this.#outbox.awaitsTurn("history", `presence ${name}`),
     emit: (event, value) => this._emit(event, value),
+    hadListener: (event) => this._hadListener(event),
   };
 
   // The methods of the client that Move calls.

@@ -8,7 +8,7 @@ import { Room, RoomState } from "./room.js";
 // others drop what they have. The state of a room on one connection is its membership. host is
 // the client: connections() are the welcomed ones, isNext(connection) recognizes the next connection of a
 // move, membershipChanged(progress) is called when a membership of the next connection has changed,
-// requestPresence(request) sends a request in its turn, awaitsPresence(name) says that one waits for it, and emit and nextRef are the client's own.
+// requestPresence(request) sends a request in its turn, awaitsPresence(name) says that one waits for it, and emit, hadListener and nextRef are the client's own.
 export class Rooms {
   signalDedup; // of the last move
   #all = new Map(); #client; #host;
@@ -27,12 +27,19 @@ export class Rooms {
     if (!this.#all.has(name)) this.#all.set(name, new RoomState(name));
     const room = this.#all.get(name);
     room.readers.add(reader);
-    for (const connection of this.#host.connections()) {
-      const membership = connection.memberships.get(name);
-      if (membership) this.#sendJoin(connection, room, membership.joined || membership.forNewReader);
-      else this.joinOn(connection, room);
-    }
+    this.#joinFor(room);
     return reader;
+  }
+
+  /** Readers have their first listener of messages: what came before it is requested again. */
+  deliverHeld(readers = [...this].flatMap((room) => [...room.readers])) {
+    const rooms = new Set();
+    for (const reader of readers.filter(({ _heldFrom }) => _heldFrom)) {
+      Object.assign(reader, { _position: reader._heldFrom, _heldFrom: null });
+      const room = this.#all.get(reader.name);
+      if (room?.readers.has(reader)) rooms.add(room);
+    }
+    for (const room of rooms) this.#joinFor(room);
   }
 
   /** All readers leave. */
@@ -121,8 +128,8 @@ export class Rooms {
     const readers = [...room.readers].filter(({ _position }) => _position);
     const missing = readers.some(({ _position }) => frame.seq > _position.seq + 1);
     const takers = readers.filter(({ _position }) => frame.seq === _position.seq + 1);
-    for (const reader of takers) reader._position = { seq: frame.seq, epoch: frame.epoch };
-    this.#emit(room, "message", frame, takers, takers.length > 0 && room.advance(frame));
+    this.#advance(takers, { seq: frame.seq, epoch: frame.epoch });
+    this.#emit(room, "message", frame, takers, this.#isNews(room, takers, frame));
     if (missing && connection.memberships.get(room.name) === membership) this.#requestMissing(connection, room, membership);
   }
 
@@ -135,8 +142,8 @@ export class Rooms {
     room.epoch = frame.epoch;
     const end = { seq: frame.to, epoch: frame.epoch };
     const takers = [...room.readers].filter(({ _position: p }) => p && (p.epoch !== frame.epoch || isVoid || frame.to > p.seq));
-    for (const reader of takers) reader._position = end;
-    this.#emit(room, "gap", frame, takers, takers.length > 0 && room.advance(end, frame.reason === "epoch"));
+    this.#advance(takers, end);
+    this.#emit(room, "gap", frame, takers, this.#isNews(room, takers, end, frame.reason === "epoch"));
   }
 
   signal(frame, connection) {
@@ -198,6 +205,29 @@ export class Rooms {
 
   rejectAll(error) { for (const { readers } of this) for (const reader of readers) reader._reject(error); }
 
+  // Joins a room on all connections for one of its readers, which may start before the others.
+  #joinFor(room) {
+    for (const connection of this.#host.connections()) {
+      const membership = connection.memberships.get(room.name);
+      if (membership) this.#sendJoin(connection, room, membership.joined || membership.forNewReader);
+      else this.joinOn(connection, room);
+    }
+  }
+
+  // Moves readers to a position. One without a listener of messages yet, of its own or of the client, will want to have what
+  // comes: where that begins is remembered, and not the messages, which may be many.
+  #advance(readers, position) {
+    for (const reader of readers) {
+      if (!reader._hadListener("message") && !this.#host.hadListener("message")) reader._heldFrom ??= reader._position;
+      reader._position = { ...position };
+    }
+  }
+
+  // Whether what readers take is new to the client's own listeners. Without one of messages, the client has come nowhere.
+  #isNews(room, takers, position, isVoid) {
+    return takers.length > 0 && (!this.#host.hadListener("message") || room.advance(position, isVoid));
+  }
+
   // A room and its membership on this connection; neither if the room was left.
   #find({ room: name }, connection) {
     const membership = connection.memberships.get(name);
@@ -251,7 +281,7 @@ export class Rooms {
     room.epoch = epoch;
     const old = [...room.readers].filter(({ _position }) => _position && _position.epoch !== epoch);
     if (old.length === 0) return;
-    for (const reader of old) reader._position = { seq: seq - 1, epoch };
+    this.#advance(old, { seq: seq - 1, epoch });
     if (seq > 1) this.#emit(room, "gap", { type: "gap", room: room.name, epoch, from: 1, to: seq - 1, reason: "epoch" }, old);
   }
 
@@ -261,7 +291,7 @@ export class Rooms {
     const { position } = room;
     if (position.epoch !== epoch || position.seq > seq) return; // a gap follows, for all of them
     const readers = [...room.readers].filter((reader) => reader._position.epoch !== epoch || (added.includes(reader) && reader._position.seq > seq));
-    for (const reader of readers) reader._position = { ...position };
+    this.#advance(readers, position);
     const gap = { type: "gap", room: room.name, epoch, from: 1, to: position.seq, reason: "epoch" };
     if (readers.length > 0 && position.seq > 0) this.#emit(room, "gap", gap, readers, false);
   }

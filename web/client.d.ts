@@ -336,7 +336,8 @@ export class Switchyard {
 
   /**
    * Sends a fresh token now, for instance when the user's rights have changed. Before the token expires, the client does
-   * so by itself. Rejects when the service refuses it or after half a minute; the old token then stays in use.
+   * so by itself. Resolves once the service has a token that is as new as the call, on the next connection if this one ends.
+   * Rejects when the service refuses it or after half a minute, and then the old token stays in use; and with "closed".
    */
   refreshToken(): Promise<void>;
 

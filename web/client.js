@@ -59,7 +59,7 @@ export class Switchyard extends Emitter {
     this.#session = this.#options.session;
     this.#rooms = new Rooms(this, this.#roomsHost, new SignalDedup(this.#clock));
     this.#outbox = new Outbox(this.#options, this.#clock);
-    this.#tokens = new Tokens(this.#options.getToken, this.#clock, this.#random, () => this.#nextRef(), (e) => this._emit("error", e));
+    this.#tokens = new Tokens(this.#options.getToken, this.#clock, this.#random, () => this.#nextRef(), (e) => this._emit("error", e), () => this.#connectionCount);
     this.#move = new Move(this.#moveHost, this.#clock, (n) => this.#backoffDelay(n));
     this.#open();
   }
@@ -229,7 +229,7 @@ export class Switchyard extends Emitter {
   #finish(code, reason) {
     this.#stopWatching();
     this.#stopWatching = null;
-    this.#tokens.attach(null);
+    this.#tokens.rejectAll("closed", `the client has ended: ${code} ${reason}`);
     this.#outbox.detach();
     this.#outbox.rejectAll("closed", `the client has ended: ${code} ${reason}`);
     this.#outbox.forgetUser();

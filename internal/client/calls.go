@@ -61,7 +61,7 @@ func (c *calls) do(ctx context.Context, what string, call *call) (*serverFrame, 
 	var err error
 	c.locked(func() {
 		err = c.err
-		if made = err == nil && !(call.auth && call.conn == nil) && !c.hasLaterToken(call); made {
+		if made = err == nil && (!call.auth || call.conn != nil) && !c.hasLaterToken(call); made {
 			c.add(call)
 			c.pump()
 		}

@@ -280,10 +280,10 @@ func (l *link) makeCurrent(conn *connection) {
 // connectionEnded cleans up after conn, which has ended. It returns true when
 // another goroutine is responsible for the client's connection, so that the
 // caller has nothing left to do.
-func (l *link) connectionEnded(conn *connection, end *closeResult) (over bool) {
+func (l *link) connectionEnded(conn *connection, end *closeResult) (handedOver bool) {
 	l.exclusiveLocked(func() {
 		end.superseded = conn.number < l.connectCount
-		over = true
+		handedOver = true
 		switch {
 		case l.next == conn:
 			l.dropNext()
@@ -295,7 +295,7 @@ func (l *link) connectionEnded(conn *connection, end *closeResult) (over bool) {
 			l.current = nil
 			l.live = make(chan struct{})
 			l.parts.tokens.schedule()
-			if over = l.move != nil && l.move.inProgress && !l.closing; !over {
+			if handedOver = l.move != nil && l.move.inProgress && !l.closing; !handedOver {
 				l.cancelMove()
 				return
 			}
@@ -303,7 +303,7 @@ func (l *link) connectionEnded(conn *connection, end *closeResult) (over bool) {
 			l.queue(func() { l.opts.OnState(StateEvent{State: Connecting}) })
 		}
 	})
-	return over
+	return handedOver
 }
 
 // close closes the connections, and lets the client end.

@@ -96,10 +96,10 @@ func (m *move) awaitTime() (begun bool) {
 // postpone sets the time of the next attempt. It returns true when the current
 // connection has ended in the meantime, and the move with it: the caller is then
 // responsible for the client's connection.
-func (m *move) postpone(wait time.Duration) (over bool) {
+func (m *move) postpone(wait time.Duration) (takesOver bool) {
 	m.locked(func() {
 		m.inProgress = false
-		if over = m.link.move == m && m.current == nil; over {
+		if takesOver = m.link.move == m && m.current == nil; takesOver {
 			m.link.cancelMove()
 			return
 		}
@@ -108,20 +108,20 @@ func (m *move) postpone(wait time.Duration) (over bool) {
 			m.request.notBefore = at
 		}
 	})
-	return over
+	return takesOver
 }
 
 // use makes conn the next connection, joins the rooms there and makes it the
 // current one. It discards a connection that cannot be used. It returns true when
-// the move is over, and false when another attempt is due.
+// the move has ended, and false when another attempt is due.
 func (m *move) use(conn *connection) bool {
-	var usable, over bool
+	var usable, ended bool
 	m.locked(func() {
 		switch {
 		case m.link.move != m || (m.closing && m.current != nil):
-			over = true
+			ended = true
 		case m.current == nil: // it has ended: any connection is better than none
-			usable, over = true, true
+			usable, ended = true, true
 			m.link.cancelMove()
 			m.sendMoved(conn)
 		case !m.request.avoid.avoids(conn.welcome):
@@ -134,12 +134,12 @@ func (m *move) use(conn *connection) bool {
 	switch {
 	case !usable:
 		conn.sock.closeUnread()
-		return over
-	case over:
+		return ended
+	case ended:
 		m.link.startConnection(conn)
 	}
 	m.running.Go(func() { m.link.connectionLoop(conn, closeResult{}) })
-	return over || m.awaitJoins(conn)
+	return ended || m.awaitJoins(conn)
 }
 
 // sendMoved reports the time of the handshake on conn, by which the service paces
@@ -179,19 +179,19 @@ func (m *move) awaitJoins(conn *connection) bool {
 }
 
 // finish makes the next connection the current one and closes the old one, if all
-// rooms are joined. It returns false if they are not, or if the move is over.
-func (m *move) finish() (over bool) {
+// rooms are joined. It returns false if they are not, or if the move has ended.
+func (m *move) finish() (moved bool) {
 	var old *connection
 	m.exclusiveLocked(func() {
-		if over = m.link.move == m && m.next != nil && m.link.parts.rooms.allJoined(); over {
+		if moved = m.link.move == m && m.next != nil && m.link.parts.rooms.allJoined(); moved {
 			old = m.current
 			m.link.promoteNext()
 		}
 	})
-	if over {
+	if moved {
 		old.sock.closeGracefully(codeNormal)
 	}
-	return over
+	return moved
 }
 
 // discard closes conn if it is still the next connection, and reports whether it

@@ -229,10 +229,6 @@ func (c *Client) Reconnect() { c.locked(c.link.reconnect) }
 // an earlier attempt had no answer. The messages of a room are stored in the
 // order of the calls.
 func (c *Client) Publish(ctx context.Context, room message.Room, data json.RawMessage, id string) (Ack, error) {
-	type result struct {
-		ack Ack
-		err error
-	}
 	select {
 	case c.parts.outbox.slots <- struct{}{}:
 	case <-c.link.done:
@@ -240,18 +236,17 @@ func (c *Client) Publish(ctx context.Context, room message.Room, data json.RawMe
 	case <-ctx.Done():
 		return Ack{}, fmt.Errorf("wait to publish in %s: %w", room, ctx.Err())
 	}
-	results := make(chan result, 1)
-	p, err := c.startPublish(room, data, id, func(ack Ack, err error) { results <- result{ack, err} })
-	if err != nil {
+	p := &pendingPublish{outcome: make(chan publishResult, 1)}
+	if err := c.startPublish(p, room, data, id); err != nil {
 		<-c.parts.outbox.slots
 		return Ack{}, err
 	}
 	select {
-	case r := <-results:
+	case r := <-p.outcome:
 		return r.ack, r.err
 	case <-ctx.Done():
 		c.locked(func() { c.parts.outbox.giveUp(p, ctx.Err()) })
-		r := <-results // does not block: giveUp, or an earlier answer, has already sent the result
+		r := <-p.outcome // does not block: giveUp, or an earlier answer, has already sent the result
 		return r.ack, r.err
 	}
 }
@@ -266,7 +261,7 @@ func (c *Client) Send(room message.Room, data json.RawMessage, id string, done f
 	default:
 		return ErrBusy
 	}
-	if _, err := c.startPublish(room, data, id, done); err != nil {
+	if err := c.startPublish(&pendingPublish{done: done}, room, data, id); err != nil {
 		<-c.parts.outbox.slots
 		return err
 	}
@@ -277,25 +272,25 @@ func (c *Client) Send(room message.Room, data json.RawMessage, id string, done f
 func NewID() string { return rand.Text() }
 
 // startPublish checks a publish and adds it to the outbox. The caller has acquired a
-// slot, and keeps it when startPublish fails.
-func (c *Client) startPublish(room message.Room, data []byte, id string, done func(Ack, error)) (p *pendingPublish, err error) {
+// slot, and keeps it when startPublish fails. p has what gets the outcome.
+func (c *Client) startPublish(p *pendingPublish, room message.Room, data []byte, id string) (err error) {
 	if id == "" {
 		id = NewID()
 	}
 	if _, err := message.ParseRoom(string(room)); err != nil {
-		return nil, err
+		return err
 	}
 	if err := message.CheckID(id); err != nil {
-		return nil, err
+		return err
 	}
 	if !json.Valid(data) {
-		return nil, ErrInvalidData
+		return ErrInvalidData
 	}
-	p = &pendingPublish{key: publishKey{room, id}, ref: c.nextRef(), done: done}
+	p.key, p.ref = publishKey{room, id}, c.nextRef()
 	p.frame = newRequest("publish", p.ref, room).text("id", id).data(data).end()
 	p.data = p.frame[len(p.frame)-1-len(data) : len(p.frame)-1]
 	c.locked(func() { err = c.parts.outbox.add(p) })
-	return p, err
+	return err
 }
 
 // History reads a page of a room's stored messages. The room need not be joined.

@@ -69,7 +69,7 @@ func (l *link) connectionLoop(conn *connection, end closeResult) {
 		if conn != nil {
 			end = l.readLoop(conn)
 			if end.code == codeTooBig {
-				l.locked(func() { l.parts.outbox.failLargest(conn, end.err) })
+				l.exclusiveLocked(func() { l.parts.outbox.failLargest(conn, end.err) })
 			}
 			if l.connectionEnded(conn, &end) {
 				return

@@ -18,6 +18,12 @@ type publishKey struct {
 	id   string
 }
 
+// A publishResult is what Publish returns.
+type publishResult struct {
+	ack Ack
+	err error
+}
+
 // A pendingPublish is a publish that has no answer yet.
 type pendingPublish struct {
 	key       publishKey
@@ -25,11 +31,12 @@ type pendingPublish struct {
 	order     uint64  // rises with each call of Send and Publish
 	ref       string  // the same in each resend, and unique among publishes
 	frame     []byte
-	data      []byte // part of frame
-	done      func(Ack, error)
-	conn      *connection // where it was sent last; nil while it waits
-	timer     *time.Timer // ends the resending; nil until the first send
-	firstSent time.Time   // by both clocks; wallSent is what the wall clock said
+	data      []byte             // part of frame
+	done      func(Ack, error)   // of Send, nil for Publish
+	outcome   chan publishResult // of Publish, which may wait in a handler; nil for Send
+	conn      *connection        // where it was sent last; nil while it waits
+	timer     *time.Timer        // ends the resending; nil until the first send
+	firstSent time.Time          // by both clocks; wallSent is what the wall clock said
 	wallSent  time.Time
 	// uncertainAttempts counts the attempts that may have been stored.
 	uncertainAttempts int
@@ -200,6 +207,10 @@ func (o *outbox) complete(p *pendingPublish, ack Ack, err error) {
 	if q.pending--; q.pending == 0 {
 		q.reset()
 		delete(o.queues, p.key.room)
+	}
+	if p.outcome != nil {
+		p.outcome <- publishResult{ack, err} // it has room for one
+		return
 	}
 	o.queue(func() { p.done(ack, err) })
 }

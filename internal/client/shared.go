@@ -34,14 +34,21 @@ type shared struct {
 	err          error       // why the client has ended
 }
 
-// locked runs f with mu held, and after it the callbacks that f has queued.
-func (s *shared) locked(f func()) {
+// locked runs f with mu held, and after it the callbacks that f has queued. A caller
+// whose f may queue some holds handlerMu.
+func (s *shared) locked(f func()) { run(s.update(f)) }
+
+// update runs f with mu held, and returns the callbacks that f has queued.
+func (s *shared) update(f func()) (queued []func()) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	f()
-	toRun := s.callbacks
-	s.callbacks = nil
-	s.mu.Unlock()
-	for _, callback := range toRun {
+	queued, s.callbacks = s.callbacks, nil
+	return queued
+}
+
+func run(callbacks []func()) {
+	for _, callback := range callbacks {
 		callback()
 	}
 }
@@ -66,9 +73,14 @@ func notify[T any](s *shared, handler func(T), event T) {
 	}
 }
 
-// afterFunc runs f with mu held after a time.
+// afterFunc runs f with mu held after a time. f does not wait for a handler that runs;
+// the callbacks that it has queued do.
 func (s *shared) afterFunc(wait time.Duration, f func()) *time.Timer {
-	return time.AfterFunc(wait, func() { s.locked(f) })
+	return time.AfterFunc(wait, func() {
+		if queued := s.update(f); len(queued) > 0 {
+			s.exclusive(func() { run(queued) })
+		}
+	})
 }
 
 // token returns what Options.Token returns, or an error after half a minute or when

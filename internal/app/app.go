@@ -221,6 +221,7 @@ func (a *App) openBroker(context.Context) error {
 	c := a.opt.Config.Broker
 	cfg := broker.Config{
 		URL:        c.URL.Reveal(),
+		Reread:     config.Reread("REDIS_URL"),
 		Queue:      c.Queue,
 		Logger:     a.opt.Logger,
 		Registerer: a.registry,
@@ -249,11 +250,11 @@ func (a *App) openSharedState(context.Context) error {
 		Logger:     a.opt.Logger,
 		Registerer: a.registry,
 	}
-	url := a.opt.Config.Broker.URL.Reveal()
+	redis := broker.Config{URL: a.opt.Config.Broker.URL.Reveal(), Reread: config.Reread("REDIS_URL"), Logger: a.opt.Logger}
 	var err error
-	if url == "" {
+	if redis.URL == "" {
 		a.sharedState, err = sharedstate.NewMemory(nil, cfg)
-	} else if cfg.Redis, err = broker.Options(url); err == nil {
+	} else if cfg.Redis, cfg.ClusterSlots, err = broker.Options(redis); err == nil {
 		a.sharedState, err = sharedstate.OpenRedis(cfg)
 	}
 	if err != nil {

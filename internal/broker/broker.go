@@ -45,6 +45,8 @@ type Config struct {
 	// URL is REDIS_URL: redis://, redis+sentinel:// or redis+cluster://, with
 	// rediss for TLS. docs/redis.md describes its syntax. Memory ignores it.
 	URL string
+	// Reread reads REDIS_URL again: its user and password may change. Nil: they don't.
+	Reread func() (string, error)
 	// Prefix begins the name of every channel; DefaultPrefix when empty.
 	Prefix string
 	// Queue bounds the broadcasts that wait to be sent (Redis, for each

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -56,11 +57,7 @@ func discoverCluster(c *redisConfig) func(context.Context, []string) (ownerFunc,
 // querySlots returns the masters of the slots, in the order of slots: "" for a
 // slot that has none.
 func querySlots(ctx context.Context, c *redisConfig, addr string, slots []int) ([]string, error) {
-	client := redis.NewClient(withAddr(c.server, addr))
-	defer func() { _ = client.Close() }()
-	// The newer CLUSTER SHARDS would leave the choice among hostname, address
-	// and two ports to us. The answer of CLUSTER SLOTS fits this connection.
-	ranges, err := client.ClusterSlots(ctx).Result() //nolint:staticcheck // the reason is above
+	ranges, err := readSlots(ctx, c, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +65,7 @@ func querySlots(ctx context.Context, c *redisConfig, addr string, slots []int) (
 	for i, slot := range slots {
 		for _, r := range ranges {
 			if r.Start <= slot && slot <= r.End && len(r.Nodes) > 0 {
-				found[i] = withDefaultHost(r.Nodes[0].Addr, addr)
+				found[i] = r.Nodes[0].Addr
 			}
 		}
 	}
@@ -76,6 +73,46 @@ func querySlots(ctx context.Context, c *redisConfig, addr string, slots []int) (
 		return nil, errors.New("no master has any of the slots: is the cluster complete?")
 	}
 	return found, nil
+}
+
+// readSlots returns the map of slots of the server at addr, with full addresses.
+func readSlots(ctx context.Context, c *redisConfig, addr string) ([]redis.ClusterSlot, error) {
+	client := redis.NewClient(withAddr(c.server, addr))
+	defer func() { _ = client.Close() }()
+	// The newer CLUSTER SHARDS would leave the choice among hostname, address
+	// and two ports to us. The answer of CLUSTER SLOTS fits this connection. The
+	// library's own reader of it fails for a cluster that names no host.
+	answer, err := client.Do(ctx, "cluster", "slots").Slice()
+	if err != nil {
+		return nil, err
+	}
+	ranges := make([]redis.ClusterSlot, 0, len(answer))
+	for _, item := range answer {
+		parts, _ := item.([]any)
+		if len(parts) < 2 {
+			return nil, errors.New("an invalid answer")
+		}
+		first, ok1 := parts[0].(int64)
+		last, ok2 := parts[1].(int64)
+		if !ok1 || !ok2 {
+			return nil, errors.New("an invalid answer")
+		}
+		r := redis.ClusterSlot{Start: int(first), End: int(last)}
+		for _, part := range parts[2:] {
+			node, _ := part.([]any)
+			if len(node) < 2 {
+				return nil, errors.New("an invalid answer")
+			}
+			host, _ := node[0].(string) // nil: the host that was asked
+			port := fmt.Sprint(node[1])
+			if port == "0" { // as servers with TLS only say
+				_, port, _ = net.SplitHostPort(addr)
+			}
+			r.Nodes = append(r.Nodes, redis.ClusterNode{Addr: withDefaultHost(net.JoinHostPort(host, port), addr)})
+		}
+		ranges = append(ranges, r)
+	}
+	return ranges, nil
 }
 
 // movedTo returns the address in a MOVED error of the server at addr, and

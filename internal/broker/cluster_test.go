@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/redis/go-redis/v9"
 	"pgregory.net/rapid"
 
 	"switchyard/internal/message"
@@ -227,4 +228,49 @@ func TestADemotedClusterMaster(t *testing.T) {
 		return young.Do(t, "PUBSUB", "SHARDNUMSUB", channel) == channel+" 3"
 	})
 	publishUntilReceived(t, late, a, room, "late to moved")
+}
+
+// The servers of a cluster do not know under which address clients reach them, and name
+// none: CLUSTER SLOTS and MOVED have ports only. Broadcasts and commands go to the host
+// of the URL, which is not the one that a dial without a host reaches.
+func TestAClusterThatNamesNoHost(t *testing.T) {
+	t.Parallel()
+	c := testkit.StartRedisCluster(t, "--cluster-preferred-endpoint-type", "unknown-endpoint", "--bind", "127.0.0.1", "127.0.0.2")
+	url := strings.ReplaceAll("redis+cluster://"+c.Nodes()[0].Addr(), "127.0.0.1", "127.0.0.2")
+	n := openNode(t, Config{URL: url})
+	for _, node := range c.Nodes() {
+		room := roomOn(t, c, node)
+		n.mustSubscribe(t, room)
+		publishUntilReceived(t, n, n, room, "found")
+	}
+	testkit.Eventually(t, "up", n.Up)
+	opts, slots, err := Options(Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster := opts.Cluster()
+	cluster.ClusterSlots = slots
+	client := redis.NewClusterClient(cluster)
+	defer client.Close()
+	set := func(key string) error { return client.Set(testkit.Within(t, testkit.Timeout), key, "1", 0).Err() }
+	for i := range 20 { // on all masters
+		if err := set(fmt.Sprint("key-", i)); err != nil {
+			t.Errorf("key %d: %v", i, err)
+		}
+	}
+	room := roomOn(t, c, c.Nodes()[1])
+	c.MoveSlot(c.Slot(n.brokerUnderTest.(*Redis).channel(room)))
+	publishUntilReceived(t, n, n, room, "moved")
+	c.MoveSlot(c.Slot("another key"))
+	if err := set("another key"); err != nil {
+		t.Errorf("after its slot was moved: %v", err)
+	}
+	for _, node := range c.Nodes() {
+		for line := range strings.Lines(node.Do(t, "CLIENT", "LIST")) {
+			// Those of the test itself ask with CLIENT, CLUSTER and the like.
+			if strings.Contains(line, "laddr=127.0.0.1:") && !strings.Contains(line, "cmd=client") {
+				t.Errorf("a connection leads to 127.0.0.1: %s", line)
+			}
+		}
+	}
 }

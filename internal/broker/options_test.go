@@ -21,7 +21,7 @@ func TestOptionsReachTheSameRedis(t *testing.T) {
 		"tls": "rediss://" + secure.TLSAddr() + "?ca_file=" + secure.CAFile +
 			"&cert_file=" + secure.CertFile + "&key_file=" + secure.KeyFile,
 	} {
-		opts, err := Options(url)
+		opts, _, err := Options(Config{URL: url})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -40,10 +40,10 @@ func TestOptionsReachTheSameRedis(t *testing.T) {
 		})
 		_ = client.Close()
 	}
-	if _, err := Options("redis://:hunter2@"); err == nil || strings.Contains(err.Error(), "hunter2") {
+	if _, _, err := Options(Config{URL: "redis://:hunter2@"}); err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("a URL without a host: %v", err)
 	}
-	opts, err := Options("redis+sentinel://127.0.0.1:1/m")
+	opts, _, err := Options(Config{URL: "redis+sentinel://127.0.0.1:1/m"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,9 +58,7 @@ func newRedis(cfg Config, target *redisConfig) *Redis {
 		config: target, prefix: cfg.Prefix, queueSize: cfg.Queue, logger: cfg.Logger,
 		metrics: newMetrics(cfg.Registerer), unrouted: newQueue(cfg.Queue), servers: make(map[string]*server),
 	}
-	if target.tls != nil {
-		target.tls.logger = cfg.Logger
-	}
+	target.follow(cfg)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.buckets = make([]*bucket, 1)
 	if r.sharded() {

@@ -13,7 +13,7 @@ import (
 
 func benchNode(b *testing.B) *Node {
 	b.Helper()
-	opts, err := broker.Options(testkit.Redis(b).URL())
+	opts, _, err := broker.Options(broker.Config{URL: testkit.Redis(b).URL()})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -91,7 +91,7 @@ func TestEveryFormOfTheRedisURL(t *testing.T) {
 			moveOneSession(t, a, b)
 		})
 	}
-	opts, err := broker.Options("rediss://" + secure.TLSAddr())
+	opts, _, err := broker.Options(broker.Config{URL: "rediss://" + secure.TLSAddr()})
 	if err != nil {
 		t.Fatal(err)
 	}

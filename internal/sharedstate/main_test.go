@@ -39,11 +39,11 @@ func memoryFactory(*testing.T) (Config, func(Config) (*Node, error)) {
 func redisFactory(url func(t *testing.T) string) backendFactory {
 	return func(t *testing.T) (Config, func(Config) (*Node, error)) {
 		t.Helper()
-		opts, err := broker.Options(url(t))
+		opts, slots, err := broker.Options(broker.Config{URL: url(t)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return Config{Redis: opts, Prefix: testkit.RedisPrefix()}, OpenRedis
+		return Config{Redis: opts, ClusterSlots: slots, Prefix: testkit.RedisPrefix()}, OpenRedis
 	}
 }
 

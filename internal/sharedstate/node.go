@@ -41,6 +41,9 @@ type Config struct {
 	Node string
 	// Redis says how to reach Redis.
 	Redis *redis.UniversalOptions
+	// ClusterSlots reads the map of slots of a cluster; the client does so by itself if it
+	// is nil.
+	ClusterSlots func(context.Context) ([]redis.ClusterSlot, error)
 	// Prefix begins the name of every key and channel; DefaultPrefix if empty.
 	Prefix string
 	// TTL is how long a session is kept after its last save; DefaultTTL if 0.

@@ -25,12 +25,12 @@ type backendPair struct {
 
 func newBackendPair(t *testing.T, url string) (*backendPair, func()) {
 	t.Helper()
-	opts, err := broker.Options(url)
+	opts, slots, err := broker.Options(broker.Config{URL: url})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg, err := Config{
-		Node: "node-a", Redis: opts, Prefix: testkit.RedisPrefix(), TTL: time.Hour, timeout: testkit.Timeout,
+		Node: "node-a", Redis: opts, ClusterSlots: slots, Prefix: testkit.RedisPrefix(), TTL: time.Hour, timeout: testkit.Timeout,
 	}.withDefaults()
 	if err != nil {
 		t.Fatal(err)

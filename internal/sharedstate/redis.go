@@ -53,8 +53,9 @@ func (discardRedisLog) Printf(context.Context, string, ...any) {}
 // that a cluster has them on one server.
 type redisBackend struct {
 	opts   redis.UniversalOptions
-	client atomic.Pointer[redis.UniversalClient] // which renewLoop replaces
-	renew  chan struct{}                         // holds a token when it should check now
+	slots  func(context.Context) ([]redis.ClusterSlot, error) // see Config.ClusterSlots
+	client atomic.Pointer[redis.UniversalClient]              // which renewLoop replaces
+	renew  chan struct{}                                      // holds a token when it should check now
 	// listening is the name of the node while its receiving connection is subscribed.
 	listening atomic.Pointer[string]
 	relisten  chan struct{} // holds a token when that connection must be made anew
@@ -94,10 +95,10 @@ func openRedis(cfg Config, m *metrics) *redisBackend {
 	opts.MaxRetries = -1 // the callers retry, because they know what is safe to repeat
 	opts.MaxRedirects = 2
 	r := &redisBackend{
-		opts: opts, renew: make(chan struct{}, 1), relisten: make(chan struct{}, 1), prefix: cfg.Prefix, ttl: cfg.TTL, timeout: cfg.timeout,
+		opts: opts, slots: cfg.ClusterSlots, renew: make(chan struct{}, 1), relisten: make(chan struct{}, 1), prefix: cfg.Prefix, ttl: cfg.TTL, timeout: cfg.timeout,
 		health: newHealth(cfg.Logger, m), metrics: m, calls: make(chan *call, maxQueuedCalls),
 	}
-	client := redis.NewUniversalClient(&opts)
+	client := r.newClient()
 	r.client.Store(&client)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	if !opts.IsClusterMode { // whose servers announce every change themselves
@@ -107,6 +108,17 @@ func openRedis(cfg Config, m *metrics) *redisBackend {
 		r.loops.Go(r.batchLoop)
 	}
 	return r
+}
+
+// newClient returns a client that connects when it is first used.
+func (r *redisBackend) newClient() redis.UniversalClient {
+	opts := r.opts
+	if !opts.IsClusterMode {
+		return redis.NewUniversalClient(&opts)
+	}
+	cluster := opts.Cluster()
+	cluster.ClusterSlots = r.slots
+	return redis.NewClusterClient(cluster)
 }
 
 func (r *redisBackend) up() bool { return r.health.isUp() }

@@ -99,8 +99,7 @@ func (r *redisBackend) listenLoop(ctx context.Context, node string, receive func
 // listen receives on one connection until it ends, and returns the reason.
 func (r *redisBackend) listen(ctx context.Context, node string, receive func([]byte), connected func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	opts := r.opts
-	client := redis.NewUniversalClient(&opts) // of its own, which no renewal closes
+	client := r.newClient() // of its own, which no renewal closes
 	pubsub := client.Subscribe(ctx)
 	var loops sync.WaitGroup
 	defer func() {

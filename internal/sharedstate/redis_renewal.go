@@ -59,8 +59,7 @@ func (r *redisBackend) renewLoop() {
 // one leads to another server than that. While no new connection to a primary can be
 // made, the present ones are kept.
 func (r *redisBackend) renewClient() (found bool) {
-	opts := r.opts
-	next := redis.NewUniversalClient(&opts)
+	next := r.newClient()
 	ctx, cancel := context.WithTimeout(r.ctx, r.timeout)
 	defer cancel()
 	there, err := r.countListeners(ctx, next)

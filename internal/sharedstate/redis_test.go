@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"switchyard/internal/broker"
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
 )
@@ -297,4 +298,48 @@ func TestAWrongConfigIsRefused(t *testing.T) {
 	if _, err := OpenRedis(Config{Node: "n"}); err == nil {
 		t.Error("OpenRedis accepts a config without options for Redis")
 	}
+}
+
+// A Redis server, or one that only resembles it, counts no error for what a node sends:
+// neither for a command that it does not know, such as those of a library for managed
+// services, nor for one that the documented user may not use.
+func TestRedisRefusesNoQueryOfANode(t *testing.T) {
+	t.Parallel()
+	server := testkit.StartRedis(t)
+	server.Do(t, append(strings.Fields("ACL SETUSER app on >hunter2 ~sy:* &sy:*"), aclCommands...)...)
+	url := "redis://app:hunter2@" + server.Addr()
+	b, err := broker.OpenRedis(broker.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Start(func(message.Room, []byte) {})
+	defer b.Close(testContext(t))
+	a, other := startPair(t, withLongTimeout(redisAt(url)), func(c *Config) { c.Prefix = "" })
+	secret, s := a.New("ada")
+	a.save(t, withTwoRooms(s))
+	other.resume(t, secret, "ada")
+	testkit.Eventually(t, "the broker is up", b.Up)
+	for line := range strings.Lines(server.Do(t, "INFO", "errorstats")) {
+		// A script is sent when the server does not have it yet.
+		if strings.HasPrefix(line, "errorstat_") && !strings.HasPrefix(line, "errorstat_NOSCRIPT:") {
+			t.Errorf("Redis has counted %s", line)
+		}
+	}
+}
+
+// Sessions and presence are kept in a cluster whose servers name only their ports.
+func TestAClusterThatNamesNoHost(t *testing.T) {
+	t.Parallel()
+	c := testkit.StartRedisCluster(t, "--cluster-preferred-endpoint-type", "unknown-endpoint", "--bind", "127.0.0.1", "127.0.0.2")
+	url := strings.ReplaceAll(c.URL(), "127.0.0.1", "127.0.0.2")
+	a, b := startPair(t, withLongTimeout(redisAt(url)), nil)
+	waitAllVisible(t, a, b)
+	for i := range 20 { // on all masters
+		user := fmt.Sprint("user-", i)
+		secret, s := a.New(user)
+		a.save(t, withTwoRooms(s))
+		b.resume(t, secret, user)
+	}
+	a.changePresence(message.PresenceJoined, "lobby", "ada")
+	b.waitUsersIn(t, "lobby", "ada")
 }

@@ -22,18 +22,18 @@ type RedisCluster struct {
 	nodeIDs []string // by the index of the node
 }
 
-// StartRedisCluster starts a cluster and waits until each node reports that it is
-// complete.
-func StartRedisCluster(tb testing.TB) *RedisCluster {
+// StartRedisCluster starts a cluster, with further arguments of each redis-server, and
+// waits until each node reports that it is complete.
+func StartRedisCluster(tb testing.TB, args ...string) *RedisCluster {
 	tb.Helper()
 	c := &RedisCluster{tb: tb, nodes: make([]*RedisServer, clusterMasters)}
 	busPorts := make([]int, clusterMasters)
 	var starting sync.WaitGroup
 	for i := range c.nodes {
 		busPorts[i] = FreePort() // the default, port + 10000, may be beyond 65535
-		c.nodes[i] = &RedisServer{tb: tb, args: []string{
+		c.nodes[i] = &RedisServer{tb: tb, args: append([]string{
 			"--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", strconv.Itoa(busPorts[i]),
-		}}
+		}, args...)}
 		starting.Go(func() { startOrFail(tb, c.nodes[i]) })
 	}
 	starting.Wait()

@@ -222,6 +222,7 @@ func (a *App) openBroker(context.Context) error {
 	cfg := broker.Config{
 		URL:        c.URL.Reveal(),
 		Reread:     config.Reread("REDIS_URL"),
+		Prefix:     c.Prefix,
 		Queue:      c.Queue,
 		Logger:     a.opt.Logger,
 		Registerer: a.registry,
@@ -245,6 +246,7 @@ func (a *App) openSharedState(context.Context) error {
 	limits := a.opt.Config.Limits
 	cfg := sharedstate.Config{
 		Node:       a.node,
+		Prefix:     a.opt.Config.Broker.Prefix,
 		TTL:        a.opt.Config.Session.TTL,
 		Rates:      sharedstate.Rates{Publishes: float64(limits.UserPublish), Bytes: float64(limits.UserBytes)},
 		Logger:     a.opt.Logger,
@@ -342,7 +344,7 @@ func (a *App) listen(ctx context.Context) error {
 		Gatherer:         a.registry,
 	})
 	a.verifier.LogConfig()
-	a.sharedState.Start(sharedstate.Hooks{Status: a.http.Status, Notify: a.handleNodeEvent})
+	a.sharedState.Start(sharedstate.Hooks{Status: a.http.Status, Notify: a.handleNodeEvent, Epoch: a.hub.Epoch})
 	go func() { a.failed <- a.http.Serve(public) }()
 	go func() { a.failed <- a.http.ServeAdmin(admin) }()
 	a.lifecycle.onStop("http", httpStopTimeout, a.http.Shutdown)

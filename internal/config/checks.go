@@ -58,6 +58,14 @@ var checks = map[string]func(string) string{
 		}
 		return "must be auto, on, off or pattern:rights, separated by commas"
 	},
+	// With one colon, at its end, no prefix is the beginning of another one, and none has
+	// the braces by which a cluster chooses a slot.
+	"prefix": func(s string) string {
+		if name, found := strings.CutSuffix(s, ":"); !found || !isName(name) {
+			return "must be 1 to 64 of A-Z a-z 0-9 . _ - and a colon"
+		}
+		return ""
+	},
 	// internal/broker parses the rest of the URL and reports its mistakes.
 	"redis": func(s string) string {
 		if reason := brokenUserinfo(s); reason != "" {

@@ -32,6 +32,7 @@ func (h *Hub) feedLoop() {
 			failed = true
 		default:
 			failed = false
+			h.feedEpoch.Store(commits.Epoch)
 			if h.applyCommits(&commits, epoch) {
 				cursor, epoch = commits.Next, commits.Epoch
 			}
@@ -42,6 +43,12 @@ func (h *Hub) feedLoop() {
 		case <-tick.C:
 		}
 	}
+}
+
+// Epoch returns the epoch of the log, "" before the commit feed was first read.
+func (h *Hub) Epoch() message.Epoch {
+	epoch, _ := h.feedEpoch.Load().(message.Epoch)
+	return epoch
 }
 
 // readCommits reads the feed with a timeout.

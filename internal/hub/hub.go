@@ -169,6 +169,7 @@ type Hub struct {
 	memory          memoryUsage
 	logUnavailable  atomic.Bool  // the last read of the log failed
 	loggedEpoch     atomic.Value // the message.Epoch that was logged as new most recently
+	feedEpoch       atomic.Value // the message.Epoch that feedLoop read last
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc

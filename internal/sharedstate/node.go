@@ -57,8 +57,9 @@ type Config struct {
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: not registered
 
-	timeout    time.Duration // of a round trip; callTimeout if 0
-	sweepDelay time.Duration // after a node's death; sweepAfter if 0
+	timeout       time.Duration // of a round trip; callTimeout if 0
+	announceEvery time.Duration // announceInterval if 0
+	sweepDelay    time.Duration // after a node's death; sweepAfter if 0
 }
 
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
@@ -81,6 +82,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.sweepDelay <= 0 {
 		c.sweepDelay = sweepAfter
 	}
+	if c.announceEvery <= 0 {
+		c.announceEvery = announceInterval
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -96,6 +100,9 @@ type Hooks struct {
 	Status func() message.NodeStatus
 	// Notify gets the events of all nodes, of this one too.
 	Notify func(message.NodeEvent)
+	// Epoch returns the epoch of this node's log, "" while it is unknown. A node
+	// warns if others announce another one; it may be nil.
+	Epoch func() message.Epoch
 }
 
 // A Node is one node's access to the shared state.
@@ -116,6 +123,7 @@ type Node struct {
 	limits    *limits
 	deadSince map[staleTag]time.Time // when a check first found the tag of a dead node; owned by presenceLoop
 	sweeps    chan []staleTag        // to sweepLoop; never closed
+	otherLog  otherLog               // owned by listenLoop
 
 	mu      sync.Mutex // Protects following.
 	started bool
@@ -174,7 +182,7 @@ func (n *Node) Start(h Hooks) {
 	n.hooks.Store(&h)
 	for _, loop := range []func(context.Context){
 		n.heartbeatLoop, n.listenLoop, n.sendLoop, n.endLoop, n.presenceLoop, n.coalesceLoop, n.sweepLoop,
-		n.limitLoop,
+		n.limitLoop, n.announceLoop,
 	} {
 		n.loops.Go(func() { loop(n.ctx) })
 	}

@@ -28,10 +28,12 @@ type wireEvent struct {
 	Rooms      []message.Room        `json:"r,omitempty"`
 }
 
-// A wireEnvelope is the encoded payload of an envelope.
+// A wireEnvelope is the encoded payload of an envelope. One with an epoch, and without
+// events, is an announcement.
 type wireEnvelope struct {
-	From   string      `json:"from"`
-	Events []wireEvent `json:"notices"`
+	From   string        `json:"from"`
+	Events []wireEvent   `json:"notices"`
+	Epoch  message.Epoch `json:"epoch,omitempty"`
 }
 
 // sendEvent sends an event to a node, or to all nodes if to is "". This node gets
@@ -97,6 +99,10 @@ func (n *Node) receive(payload []byte) {
 	}
 	if envelope.From == n.cfg.Node {
 		return // sendEvent has notified this node already
+	}
+	if envelope.Epoch != "" {
+		n.checkLog(envelope.From, envelope.Epoch)
+		return // the node may share the channels only, and not the keys
 	}
 	n.nodes.markSeen(envelope.From)
 	for _, w := range envelope.Events {

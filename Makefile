@@ -61,7 +61,7 @@ storms: ## thousands of rooms, members, connections and moves at once in one pro
 
 moves: ## move CLIENTS (5000) from a node that goes, minutes a story
 	@scripts/deps
-	$(GO) test -timeout 0 -count 1 -v -run '^(TestADeployMovesEveryClient|TestClientsOfAKilledNodeReconnectSpreadOut|TestPlainClients|TestADrainTakenBack)' ./test/e2e -args -moves.clients $(or $(CLIENTS),5000)
+	$(GO) test -timeout 0 -count 1 -v -run '^(TestADeployMovesEveryClient|TestClientsOfAKilledNodeReconnectSpreadOut|TestPlainClients|TestADrainTakenBack|TestAClientOfManyRooms)' ./test/e2e -args -moves.clients $(or $(CLIENTS),5000)
 
 proxies: ## run the service behind real nginx, Caddy, HAProxy and Traefik with the configurations of docs/proxies.md, two minutes
 	@scripts/deps proxies

@@ -13,15 +13,20 @@ export class Emitter {
     return () => this.#listeners.get(event).delete(listener);
   }
 
-  // A listener that throws must neither stop the others nor interrupt the client.
+  // Returns whether anybody listens. A listener that throws, at once or in its promise, must neither stop the others nor
+  // interrupt the client.
   _emit(event, ...values) {
-    for (const listener of [...(this.#listeners.get(event) ?? [])]) {
+    const failed = (error) => this._listenerFailed(event, error);
+    const listeners = [...(this.#listeners.get(event) ?? [])];
+    for (const listener of listeners) {
       try {
-        listener(...values);
+        const result = listener(...values);
+        if (typeof result?.then === "function") result.then(undefined, failed);
       } catch (error) {
-        queueMicrotask(() => { throw error; });
+        failed(error);
       }
     }
+    return listeners.length > 0;
   }
 }
 
@@ -45,6 +50,8 @@ export class Room extends Emitter {
   }
 
   get position() { return this._position && { ...this._position }; }
+
+  _listenerFailed(event, error) { this.#client._listenerFailed(event, error); }
 
   publish(data, options) { return this.#client.publish(this.name, data, options); }
 

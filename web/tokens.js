@@ -1,6 +1,6 @@
 // The part of client.js that refreshes the token of an open connection. Applications import client.js.
 
-import { checkedToken } from "./options.js";
+import { fetchToken } from "./options.js";
 import { SwitchyardError } from "./outbox.js";
 
 const REFRESH_FRACTION = 0.8; // of a token's lifetime, after which the next one is fetched,
@@ -48,7 +48,7 @@ export class Tokens {
   }
 
   async #sendToken(ref, connection) {
-    const token = checkedToken(await this.#getToken());
+    const token = await fetchToken(this.#getToken);
     if (!connection || connection !== this.#connection) return; // the next connection gets a token of its own
     if (!token) throw new SwitchyardError("unauthorized", "getToken has returned no token");
     connection.send({ type: "auth", ref, token });
@@ -80,7 +80,7 @@ export class Tokens {
     this.#timer = this.#clock.setTimeout(() => {
       this.refresh().catch((error) => {
         if (connection !== this.#connection) return;
-        this.#onError(error instanceof Error ? error : new SwitchyardError("connect_failed", String(error), { cause: error }));
+        this.#onError(error);
         this.#schedule();
       });
     }, left * (REFRESH_FRACTION - REFRESH_JITTER * this.#random()));

@@ -1,9 +1,10 @@
 // The part of client.js for what an application leaves unhandled. Applications import client.js.
 
-/** Reports an error as uncaught: browsers report it to the page, and Node would end the process for it. */
+/** Reports an error as uncaught. A browser reports it to the page; Node would end the process for it, and React Native the app. */
 export function reportUncaught(error) {
-  if (globalThis.process?.versions?.node) console.error(error);
-  else queueMicrotask(() => { throw error; });
+  const isBrowser = (globalThis.document || globalThis.WorkerGlobalScope) && !globalThis.process?.versions?.node;
+  if (isBrowser) queueMicrotask(() => { throw error; });
+  else console.error(error);
 }
 
 /** The promise of a call. It knows whether anybody awaits it: Node ends the process for a rejection that nobody handles. */

@@ -13,7 +13,7 @@ function startLive(options = {}) {
   return { client, errors, stop, socket: Sockets.last };
 }
 
-// Returns what is reported as uncaught meanwhile: in browsers as an error of a microtask, in Node on the console.
+// Returns what is reported as uncaught meanwhile: in browsers as an error of a microtask, elsewhere on the console.
 async function uncaughtDuring(run) {
   const uncaught = [];
   const { queueMicrotask, console: { error: print } } = globalThis;

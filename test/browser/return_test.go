@@ -33,7 +33,7 @@ func testAPageHeldUpByADialogLosesNothing(t *testing.T, e *env) {
 	chromium.Eval[bool](other, `setTimeout(() => document.getElementById("burst").click(), 1000) > 0`)
 	chromium.Eval[bool](w, `(() => {
 		document.getElementById("burst").click();
-		for (const end = performance.now() + 2500; performance.now() < end;) { /* as alert() does */ }
+		for (const end = performance.now() + 2100; performance.now() < end;) { /* as alert() does */ }
 		return true;
 	})()`)
 	waitForRows(w, 40)

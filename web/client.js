@@ -12,7 +12,7 @@
 
 import { Connection, afterClose, unansweredMessage } from "./link.js";
 import { Move, SignalDedup } from "./move.js";
-import { checkedOptions, checkedStart, checkedURL, encoded, newID, optional, required, textOf, tokenEntry, withoutSecrets } from "./options.js";
+import { checkedOptions, checkedStart, checkedURL, encoded, newID, newSocket, optional, required, textOf, tokenEntry } from "./options.js";
 import { Outbox, SwitchyardError } from "./outbox.js";
 import { encodedLength } from "./pace.js";
 import { Emitter } from "./room.js";
@@ -165,11 +165,7 @@ export class Switchyard extends Emitter {
       const protocols = [SUBPROTOCOL];
       if (token) protocols.push(tokenEntry(token));
       if (this.#session) protocols.push(`session.${this.#session}`);
-      try {
-        return new WebSocket(this.#url.href, protocols);
-      } catch (error) {
-        throw withoutSecrets(error, protocols.slice(1));
-      }
+      return newSocket(WebSocket, this.#url.href, protocols);
     });
   }
 

@@ -1,6 +1,6 @@
 // The part of client.js that is one socket. Applications import client.js.
 
-import { asError, fetchToken } from "./options.js";
+import { fetchToken } from "./options.js";
 import { JoinQueue, Pacer, encodedLength } from "./pace.js";
 
 const TOKEN_TIMEOUT = 30_000; // ms that getToken may take
@@ -69,7 +69,7 @@ export class Connection {
       this.#socket = dial(token);
     } catch (error) {
       await null; // the application has just called connect, and adds its listeners
-      this.#fail(asError(error));
+      this.#fail(error);
       return;
     }
     this.#lastFrameAt = this.#clock.now();

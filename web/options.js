@@ -36,7 +36,7 @@ export function textOf(thrown) {
 }
 
 /** Returns what was thrown as an Error. */
-export function asError(thrown) { return thrown instanceof Error ? thrown : new Error(textOf(thrown), { cause: thrown }); }
+function asError(thrown) { return thrown instanceof Error ? thrown : new Error(textOf(thrown), { cause: thrown }); }
 
 /** Returns data as JSON. */
 export function encoded(data) {
@@ -153,9 +153,16 @@ export function tokenEntry(token) {
   return `bearer.${token}`;
 }
 
-/** Returns what the class WebSocket has thrown, without its text if one of the entries is in there: they are secrets. */
-export function withoutSecrets(thrown, entries) {
-  const error = asError(thrown);
-  const isSecret = entries.some((entry) => error.message.includes(entry.slice(entry.indexOf(".") + 1)));
-  return isSecret ? new TypeError("the class WebSocket refuses the token or the session") : error;
+/**
+ * Opens a socket. Throws an Error whatever its class throws, and without its text if that has one of the protocols after the
+ * first: they are secrets.
+ */
+export function newSocket(WebSocket, url, protocols) {
+  try {
+    return new WebSocket(url, protocols);
+  } catch (thrown) {
+    const error = asError(thrown);
+    const hasSecret = protocols.slice(1).some((entry) => error.message.includes(entry.slice(entry.indexOf(".") + 1)));
+    throw hasSecret ? new TypeError("the class WebSocket refuses the token or the session") : error;
+  }
 }

@@ -20,7 +20,7 @@ build: ## build bin/server and bin/switchyard, static and stripped
 
 test: ## install what is missing (Debian, as root), then run all tests with the race detector
 	@scripts/deps
-	@bin=$$(mktemp -d) && trap 'rm -rf "$$bin"' EXIT && TESTKIT_BIN=$$bin $(GO) test -race -timeout 30m ./...
+	@bin=$$(mktemp -d) && trap 'rm -rf "$$bin"' EXIT && TESTKIT_BIN=$$bin $(GO) test -race -vet off -timeout 30m ./... # make lint vets
 
 fresh: ## do what README.md says in a Debian root that has nothing but Go, as root: DEBIAN=12 or 13
 	@scripts/fresh $(or $(DEBIAN),12)

@@ -158,11 +158,12 @@ export type State =
 /**
  * The codes of failures. The client's own: buffer_full (the message names the bound), closed, connect_failed,
  * hole (the service skipped a message; the client requests it again), left (a join, by leave), listener_failed (a listener
- * has thrown, or its promise has rejected: cause is with what), outcome_unknown,
- * timeout, too_large, conflict, unauthorized (no getToken, or no token from it). The others are the service's.
+ * has thrown, or its promise has rejected: cause is with what), outcome_unknown, timeout, too_large, conflict, unauthorized
+ * (no getToken, or no token from it), user_changed (the token of a later connection is another user's). The others are the
+ * service's.
  */
 export type ErrorCode =
-  | "buffer_full" | "closed" | "connect_failed" | "hole" | "listener_failed" | "outcome_unknown" | "timeout"
+  | "buffer_full" | "closed" | "connect_failed" | "hole" | "listener_failed" | "outcome_unknown" | "timeout" | "user_changed"
   | "malformed" | "invalid" | "unknown_type" | "too_large" | "conflict" | "unauthorized" | "forbidden"
   | "rate_limited" | "too_many_rooms" | "unavailable" | "internal" | (string & {});
 
@@ -227,7 +228,7 @@ export interface Options {
   maxPendingBytes?: number;
   /**
    * Milliseconds for which a request is kept until it is sent, by default 300,000, and then for which it is resent, by
-   * default and at most half of the service's ID_WINDOW (300,000 if the service does not report it).
+   * default and at most half of the service's ID_WINDOW (300,000 if the service does not report it). At most 2 ** 31 - 1.
    */
   resendFor?: number;
 }
@@ -238,6 +239,11 @@ interface RoomEvents {
   gap: Gap;
   /** After the join and after each reconnect, but not after a move. */
   joined: Joined;
+  /**
+   * The service has taken the room away: a new token does not open it. It is joined again, from its position, as soon as a
+   * later token does; "joined" then follows.
+   */
+  removed: SwitchyardError;
   /** Changes, after a call of presence(); the full list after a reconnect or a move. */
   presence: Presence;
 }
@@ -248,8 +254,8 @@ interface Events extends RoomEvents {
   moved: Moved;
   /**
    * Errors that belong to no promise: refused joins and signals, skipped messages, a failed getToken or socket, a token that
-   * the service refuses at the handshake or misses, and, once, two connections without an answer before the first welcome;
-   * also those of calls that nobody awaits, and of listeners that throw.
+   * the service refuses at the handshake or misses, a token of another user than before (user_changed), and, once, two
+   * connections without an answer before the first welcome; also those of calls that nobody awaits, and of listeners that throw.
    */
   error: SwitchyardError;
 }
@@ -266,11 +272,14 @@ type FrameListener = (frame: { type: string; [field: string]: unknown }, socket:
  */
 export interface Room {
   readonly name: string;
-  /** The last position seen, to be stored and passed to join later; null until joined. */
+  /** The last position that was delivered, to be stored and passed to join later; null until joined. */
   readonly position: Position | null;
   /** The answer to the first join. Rejects when the service refuses it, and with code "left" when leave is called first. */
   readonly joined: Promise<Joined>;
-  /** Adds a listener, and returns a function that removes it. */
+  /**
+   * Adds a listener, and returns a function that removes it. The first one of "message", here or of the client, gets every
+   * message since the join, however late it is added.
+   */
   on<E extends keyof RoomEvents>(event: E, listener: (value: RoomEvents[E]) => void): () => void;
   publish(data: JSONInput, options?: { id?: string | null | undefined } | null): Promise<Ack>;
   signal(data: JSONInput): boolean;
@@ -329,7 +338,8 @@ export class Switchyard {
 
   /**
    * Sends a fresh token now, for instance when the user's rights have changed. Before the token expires, the client does
-   * so by itself. Rejects when the service refuses it or after half a minute; the old token then stays in use.
+   * so by itself. Resolves once the service has a token that is as new as the call, on the next connection if this one ends.
+   * Rejects when the service refuses it or after half a minute, and then the old token stays in use; and with "closed".
    */
   refreshToken(): Promise<void>;
 

@@ -49,7 +49,7 @@ export class Switchyard extends Emitter {
     this.#session = this.#options.session;
     this.#rooms = new Rooms(this, this.#roomsHost, new SignalDedup(this.#clock));
     this.#outbox = new Outbox(this.#options, this.#clock);
-    this.#tokens = new Tokens(this.#options.getToken, this.#clock, this.#random, () => this.#nextRef(), (e) => this._emit("error", e));
+    this.#tokens = new Tokens(this.#options.getToken, this.#clock, this.#random, () => this.#nextRef(), (e) => this._emit("error", e), () => this.#connectionCount);
     this.#move = new Move(this.#moveHost, this.#clock, (n) => this.#backoffDelay(n));
     this.#open();
   }
@@ -102,10 +102,6 @@ export class Switchyard extends Emitter {
   /** Sends a fresh token now, as the client does by itself before the old one expires. */
   refreshToken() { return this.#call(() => this.#tokens.refresh()); }
 
-  /**
-   * Reconnects at once instead of waiting, also when the client is closed. A live client asks whether the service is still
-   * there, and opens a second connection beside the first unless the answer arrives within three seconds.
-   */
   reconnect() {
     if (this.state.name === "waiting" || this.state.name === "closed") this.#open();
     else this.#probe();
@@ -232,9 +228,10 @@ export class Switchyard extends Emitter {
   #finish(code, reason) {
     this.#stopWatching();
     this.#stopWatching = null;
-    this.#tokens.attach(null);
+    this.#tokens.rejectAll("closed", `the client has ended: ${code} ${reason}`);
     this.#outbox.detach();
     this.#outbox.rejectAll("closed", `the client has ended: ${code} ${reason}`);
+    this.#outbox.forgetUser();
     this.#rooms.rejectAll(new SwitchyardError("closed", reason));
     this.#setState({ name: "closed", code, reason });
   }
@@ -246,6 +243,8 @@ export class Switchyard extends Emitter {
 
   #nextRef() { return `r${++this.#refs}`; }
 
+  _listenerAdded(event) { if (event === "message") this.#rooms.deliverHeld(); }
+
   // Makes a connection the current one.
   #makeCurrent(connection) {
     this.#current = connection;
@@ -256,9 +255,15 @@ export class Switchyard extends Emitter {
     this.#pacer = connection.pacer;
     this.#outbox.detach();
     this.#rooms.joinAllOn(connection);
-    this.#outbox.attach(connection);
+    if (this.#outbox.attach(connection)) this.#reportUser(connection.welcome.user);
     this.#tokens.attach(connection);
     if (connection.pendingMove) this.#move.start(connection.pendingMove);
+  }
+
+  // A client is for one user. The listeners are called once the connection is in use: one of them may close the client.
+  async #reportUser(user) {
+    await null;
+    this._emit("error", new SwitchyardError("user_changed", `the token is another user's: the connection is ${user ?? "anonymous"} now`));
   }
 
   // Reports the time of the handshake, by which the service paces the rest of the drain.
@@ -278,6 +283,7 @@ export class Switchyard extends Emitter {
     requestPresence: (request) => this.#outbox.addOwn(request),
     awaitsPresence: (name) => this.#outbox.awaitsTurn("history", `presence ${name}`),
     emit: (event, value) => this._emit(event, value),
+    hadListener: (event) => this._hadListener(event),
   };
 
   // The methods of the client that Move calls.
@@ -332,8 +338,9 @@ export class Switchyard extends Emitter {
       this.#setState({ name: "live", welcome: frame });
     },
     joined: (frame, connection) => this.#rooms.joined(frame, connection),
+    left: (frame, connection) => this.#rooms.left(frame, connection),
     message: (frame, connection) => {
-      if (this.#isOwn(frame, connection)) this.#completePublish(this.#outbox.pending(`${frame.room} ${frame.id}`), frame);
+      if (this.#isOwn(frame)) this.#completePublish(this.#outbox.pending(`${frame.room} ${frame.id}`), frame);
       this.#rooms.message(frame, connection);
     },
     gap: (frame, connection) => this.#rooms.gap(frame, connection),
@@ -350,7 +357,10 @@ export class Switchyard extends Emitter {
       if (connection === this.#current) this.#move.start(request);
       else connection.pendingMove = request; // started once this is the current connection
     },
-    authenticated: (frame, connection) => { if (connection === this.#current) this.#tokens.authenticated(frame); },
+    authenticated: (frame, connection) => {
+      this.#tokens.authenticated(frame, connection);
+      this.#rooms.authenticated(connection);
+    },
     error: (frame, connection) => this.#handleError(frame, connection),
   };
 
@@ -359,9 +369,9 @@ export class Switchyard extends Emitter {
   }
 
   // Another user or an earlier publish may have used the same id: the user and the data must be the same, too.
-  #isOwn({ room, id, from, data }, connection) {
+  #isOwn({ room, id, from, data }) {
     const own = this.#outbox.pending(`${room} ${id}`);
-    return own?.uncertainAttempts > 0 && from === (connection.welcome.user ?? null) && JSON.stringify(data) === own.body;
+    return own?.uncertainAttempts > 0 && from === own.user && JSON.stringify(data) === own.body;
   }
 
   #handleError(frame, connection) {
@@ -381,9 +391,8 @@ export class Switchyard extends Emitter {
       else if (code === "unavailable") this.#outbox.retryAfter(ref, delay);
       else this.#outbox.reject(ref, error);
     } else if (room && (code === "unavailable" || code === "internal")) {
-      this.#clock.setTimeout(() => this.#rooms.retryJoin(ref, connection, room), delay);
-    } else {
-      if (room) this.#rooms.refuse(room, error);
+      connection.joins.after(delay, () => this.#rooms.retryJoin(ref, connection, room));
+    } else if (!room || this.#rooms.refuse(room, error)) {
       this._emit("error", error);
     }
   }

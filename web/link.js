@@ -37,10 +37,11 @@ export class Connection {
   handshakeMs = 0; // from opening to welcome, without the time of getToken
   pacer = null; // set with welcome
   joins; // the joins and leaves that wait for their turn
-  // The rooms by name: {ref, sent, joined, epoch, missingAfter, presence}. sent and joined say that the join with that
+  // The rooms by name: {ref, sent, joined, epoch, missingAfter, presence, removedFor}. sent and joined say that the join with that
   // ref was sent and was answered; frames before the answer belong to an earlier join. epoch is the last one seen on
   // this connection. missingAfter is the position after which a message was missing and requested again. presence
-  // says that presence was requested after the join.
+  // says that presence was requested after the join. removedFor is 0, or after how many more accepted tokens a room that the
+  // service has taken away is joined again.
   memberships = new Map();
   ignoredRefs = new Set(); // refs of requests whose error is ignored
   isSilent = false; // the last ping was not answered
@@ -173,7 +174,7 @@ export class Connection {
   #end(code, reason, error) {
     this.#ended = true;
     this.#clock.clearTimeout(this.#timer);
-    this.joins.stop();
+    this.joins.end();
     this.#clock.clearTimeout(this.#probe?.timer);
     if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
     this.#onEnd(this, code, reason, error);

@@ -65,7 +65,7 @@ export function newID() {
 const systemClock = {
   now: () => performance.now(),
   wall: () => Date.now(),
-  setTimeout: (f, ms) => setTimeout(f, ms),
+  setTimeout: (f, ms) => setTimeout(f, Math.min(ms, MAX_TIMEOUT)),
   clearTimeout: (t) => clearTimeout(t),
 };
 

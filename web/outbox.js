@@ -37,6 +37,7 @@ export class Outbox {
   #byRef = new Map(); #byKey = new Map(); #queues = new Map(); #count = 0; #bytes = 0; #connection = null;
   #waiting = { history: [], publish: [] }; // what is to be sent on this connection, in order
   #options; #clock; #resendWindow = DEFAULT_RESEND_MS; #timer = null; #order = 0;
+  #user; // as which the service knows the client, null for an anonymous one; undefined before the first welcome
 
   constructor(options, clock) {
     this.#options = options;
@@ -73,14 +74,28 @@ export class Outbox {
     this.#accept(Object.assign(request, { own: true }));
   }
 
+  /**
+   * Sends on a connection from now on. A publish of another user is rejected: it would be stored as the new user's, and
+   * twice if an attempt was stored already, because ids are unique for each user only. Returns whether the user is another.
+   */
   attach(connection) {
+    const before = this.#user;
     this.#connection = connection;
     this.maxFrame = connection.welcome.max_frame ?? Infinity;
     // Resend for half of the ID window only, so that no resend arrives after the id was forgotten.
     this.#resendWindow = connection.welcome.id_window_ms / 2 || DEFAULT_RESEND_MS;
-    for (const request of this.#byRef.values()) this.#startTimer(request);
+    this.#user = connection.welcome.user ?? null;
+    for (const request of [...this.#byRef.values()]) {
+      if (request.user === undefined) request.user = this.#user;
+      if (request.user === this.#user || request.body === undefined) this.#startTimer(request);
+      else this.#fail(request, "user_changed", "the message is not sent as the user that the connection has now");
+    }
     this.pump();
+    return before !== undefined && before !== this.#user;
   }
+
+  /** The client is closed: the next connection may be any user's. */
+  forgetUser() { this.#user = undefined; }
 
   /** The connection has ended, or is another one from now on: nothing is sent any more. */
   detach() {
@@ -151,9 +166,7 @@ export class Outbox {
   }
 
   rejectAll(code, message) {
-    for (const { ref, uncertainAttempts } of [...this.#byRef.values()]) {
-      this.reject(ref, new SwitchyardError(code, message, { outcomeUnknown: uncertainAttempts > 0 }));
-    }
+    for (const request of [...this.#byRef.values()]) this.#fail(request, code, message);
   }
 
   /** Sends what may be sent now. */
@@ -223,7 +236,7 @@ export class Outbox {
     this.#byRef.set(request.ref, request);
     this.#byKey.set(request.key, request);
     // uncertainAttempts counts the attempts that may have been stored; sent: on this connection, and without an answer.
-    Object.assign(request, { order: ++this.#order, queuedAt: this.#now(), firstSentAt: null, uncertainAttempts: 0, sent: false });
+    Object.assign(request, { order: ++this.#order, queuedAt: this.#now(), firstSentAt: null, uncertainAttempts: 0, sent: false, user: this.#user });
     this.#startTimer(request);
     this.#waiting[request.kind].push(request);
     this.pump();
@@ -277,12 +290,13 @@ export class Outbox {
   }
 
   #expire(request) {
-    const unknown = request.uncertainAttempts > 0;
-    this.reject(request.ref, new SwitchyardError(
-      unknown ? "outcome_unknown" : "timeout",
-      unknown ? "no answer arrived in time: it may have been stored" : "no answer arrived in time, and nothing was stored",
-      { outcomeUnknown: unknown },
-    ));
+    if (request.uncertainAttempts > 0) this.#fail(request, "outcome_unknown", "no answer arrived in time: it may have been stored");
+    else this.#fail(request, "timeout", "no answer arrived in time, and nothing was stored");
+  }
+
+  // Rejects a request that has no answer.
+  #fail({ ref, uncertainAttempts }, code, message) {
+    this.reject(ref, new SwitchyardError(code, message, { outcomeUnknown: uncertainAttempts > 0 }));
   }
 
   #tooLarge(request) {

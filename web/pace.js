@@ -164,7 +164,7 @@ export class Pacer {
 
 // A JoinQueue sends the joins and leaves of one connection in order, each when its turn comes.
 export class JoinQueue {
-  #connection; #clock; #waiting = []; #sent = new Map(); #count = 0; #timer = null;
+  #connection; #clock; #waiting = []; #sent = new Map(); #count = 0; #timer = null; #retries = new Set();
 
   constructor(connection, clock) {
     this.#connection = connection;
@@ -211,5 +211,20 @@ export class JoinQueue {
     }
   }
 
+  /** Calls back after ms, unless the connection has ended. */
+  after(ms, callback) {
+    const timer = this.#clock.setTimeout(() => {
+      this.#retries.delete(timer);
+      callback();
+    }, ms);
+    this.#retries.add(timer);
+  }
+
   stop() { this.#clock.clearTimeout(this.#timer); }
+
+  /** The connection has ended. */
+  end() {
+    this.stop();
+    for (const timer of this.#retries) this.#clock.clearTimeout(timer);
+  }
 }

@@ -60,6 +60,7 @@ client.on("joined", (frame) => {
   rooms.get(frame.room)?.log.setHead(frame.seq);
   refresh();
 });
+client.on("removed", ({ room, message }) => rooms.get(room)?.log.addNote(message));
 client.on("presence", presenceChanged);
 client.on("message", (message) => {
   shownObserver.observe(message);

@@ -10,8 +10,12 @@ export class Emitter {
     required("listener", "function", listener);
     if (!this.#listeners.has(event)) this.#listeners.set(event, new Set());
     this.#listeners.get(event).add(listener);
+    this._listenerAdded?.(event);
     return () => this.#listeners.get(event).delete(listener);
   }
+
+  /** Whether the event has, or once had, a listener. */
+  _hadListener(event) { return this.#listeners.has(event); }
 
   // Returns whether anybody listens. A listener that throws, at once or in its promise, must neither stop the others nor
   // interrupt the client.
@@ -33,7 +37,8 @@ export class Emitter {
 // A Room is what join returns: one reader of a room, which has a position and an end of its own. Fields that begin
 // with _ belong to the client, which has one RoomState for all the readers of a room.
 export class Room extends Emitter {
-  _position = null;
+  _position = null; // how far it has come, with or without a listener
+  _heldFrom = null; // the position before the first message that had no listener
   _last; // how many of the messages before the join are to be delivered, until the position is known
   _isJoined = false; // the first join was answered
   #client; #rooms;
@@ -49,7 +54,12 @@ export class Room extends Emitter {
     this.joined.catch(() => {}); // "error" reports it as well: an application need not await it
   }
 
-  get position() { return this._position && { ...this._position }; }
+  get position() {
+    const position = this._heldFrom ?? this._position;
+    return position && { ...position };
+  }
+
+  _listenerAdded(event) { if (event === "message") this.#rooms.deliverHeld([this]); }
 
   _listenerFailed(event, error) { this.#client._listenerFailed(event, error); }
 
@@ -69,6 +79,7 @@ export class Room extends Emitter {
 export class RoomState {
   readers = new Set();
   epoch; // the last that the service has named; undefined before
+  isRemoved = false; // the service has taken it away, and its readers know
   _watchesPresence = false; // presence() was called
   #emitted = null; // the newest position of the client's own events
 

@@ -8,7 +8,7 @@ import { Room, RoomState } from "./room.js";
 // others drop what they have. The state of a room on one connection is its membership. host is
 // the client: connections() are the welcomed ones, isNext(connection) recognizes the next connection of a
 // move, membershipChanged(progress) is called when a membership of the next connection has changed,
-// requestPresence(request) sends a request in its turn, awaitsPresence(name) says that one waits for it, and emit and nextRef are the client's own.
+// requestPresence(request) sends a request in its turn, awaitsPresence(name) says that one waits for it, and emit, hadListener and nextRef are the client's own.
 export class Rooms {
   signalDedup; // of the last move
   #all = new Map(); #client; #host;
@@ -27,12 +27,19 @@ export class Rooms {
     if (!this.#all.has(name)) this.#all.set(name, new RoomState(name));
     const room = this.#all.get(name);
     room.readers.add(reader);
-    for (const connection of this.#host.connections()) {
-      const membership = connection.memberships.get(name);
-      if (membership) this.#sendJoin(connection, room, membership.joined || membership.forNewReader);
-      else this.joinOn(connection, room);
-    }
+    this.#joinFor(room);
     return reader;
+  }
+
+  /** Readers have their first listener of messages: what came before it is requested again. */
+  deliverHeld(readers = [...this].flatMap((room) => [...room.readers])) {
+    const rooms = new Set();
+    for (const reader of readers.filter(({ _heldFrom }) => _heldFrom)) {
+      Object.assign(reader, { _position: reader._heldFrom, _heldFrom: null });
+      const room = this.#all.get(reader.name);
+      if (room?.readers.has(reader)) rooms.add(room);
+    }
+    for (const room of rooms) this.#joinFor(room);
   }
 
   /** All readers leave. */
@@ -68,7 +75,7 @@ export class Rooms {
     // Two joins from now would start at two positions.
     if (this.#host.isNext(connection) && !room.position) return;
     connection.memberships.set(room.name, {
-      ref: null, sent: false, joined: false, epoch: undefined, missingAfter: null, presence: false, from: null, forNewReader: false,
+      ref: null, sent: false, joined: false, epoch: undefined, missingAfter: null, presence: false, from: null, forNewReader: false, removedFor: 0,
     });
     this.#sendJoin(connection, room);
   }
@@ -85,14 +92,14 @@ export class Rooms {
     if (membership?.sent) membership.presence = true;
   }
 
-  /** Whether every room is joined on a connection. */
-  allJoined(connection) { return [...this.#all.keys()].every((name) => connection.memberships.get(name)?.joined); }
+  /** Whether every room is joined on a connection, or was refused there. */
+  allJoined({ memberships }) { return [...this.#all.keys()].every((name) => memberships.get(name)?.joined || memberships.get(name)?.removedFor > 0); }
 
   joined(frame, connection) {
     connection.ignoredRefs.delete(frame.ref);
     const [room, membership] = this.#find(frame, connection);
     if (!room || membership.ref !== frame.ref) return; // of a join that was left or repeated since
-    room.epoch = frame.epoch;
+    Object.assign(room, { epoch: frame.epoch, isRemoved: false });
     for (const reader of room.readers) startReader(reader, frame);
     // A reader may start before this join, and one in another epoch may have been taken for the last.
     if (!covers(membership.from ?? frame, room.position)) return this.#sendJoin(connection, room, membership.forNewReader);
@@ -121,8 +128,8 @@ export class Rooms {
     const readers = [...room.readers].filter(({ _position }) => _position);
     const missing = readers.some(({ _position }) => frame.seq > _position.seq + 1);
     const takers = readers.filter(({ _position }) => frame.seq === _position.seq + 1);
-    for (const reader of takers) reader._position = { seq: frame.seq, epoch: frame.epoch };
-    this.#emit(room, "message", frame, takers, takers.length > 0 && room.advance(frame));
+    this.#advance(takers, { seq: frame.seq, epoch: frame.epoch });
+    this.#emit(room, "message", frame, takers, this.#isNews(room, takers, frame));
     if (missing && connection.memberships.get(room.name) === membership) this.#requestMissing(connection, room, membership);
   }
 
@@ -135,8 +142,8 @@ export class Rooms {
     room.epoch = frame.epoch;
     const end = { seq: frame.to, epoch: frame.epoch };
     const takers = [...room.readers].filter(({ _position: p }) => p && (p.epoch !== frame.epoch || isVoid || frame.to > p.seq));
-    for (const reader of takers) reader._position = end;
-    this.#emit(room, "gap", frame, takers, takers.length > 0 && room.advance(end, frame.reason === "epoch"));
+    this.#advance(takers, end);
+    this.#emit(room, "gap", frame, takers, this.#isNews(room, takers, end, frame.reason === "epoch"));
   }
 
   signal(frame, connection) {
@@ -160,15 +167,66 @@ export class Rooms {
     }
   }
 
-  /** Removes a room whose join the service refuses. */
+  /** The service has taken a room away, because a new token does not open it; or it answers a leave. */
+  left(frame, connection) {
+    const [room, membership] = this.#find(frame, connection);
+    if (frame.ref || !(membership?.joined || membership?.removedFor)) return; // the answer to a join decides
+    const error = new SwitchyardError("forbidden", `the new token does not open ${room.name}`, { room: room.name });
+    this.#remove(room, [connection], 2, error); // the answer to that token is still to come
+  }
+
+  /** A token was accepted: rooms that the one before did not open are joined again. */
+  authenticated(connection) {
+    for (const room of this) {
+      const membership = connection.memberships.get(room.name);
+      if (membership?.removedFor > 0 && --membership.removedFor === 0) this.#sendJoin(connection, room);
+    }
+  }
+
+  /**
+   * The service refuses a join. Readers that were joined before wait for a token that opens the room, if that is the reason;
+   * the others end. Returns whether this is news to the application.
+   */
   refuse(room, error) {
-    this.#all.delete(room.name);
-    for (const connection of this.#host.connections()) connection.memberships.delete(room.name);
-    for (const reader of room.readers) reader._reject(error);
+    const ended = [...room.readers].filter(({ _isJoined }) => !_isJoined || error.code !== "forbidden");
+    const isNews = ended.length > 0 || !room.isRemoved;
+    const connections = this.#host.connections();
+    for (const reader of ended) room.readers.delete(reader);
+    if (room.readers.size > 0) {
+      this.#remove(room, connections, 1, error);
+    } else {
+      this.#all.delete(room.name);
+      for (const { memberships } of connections) memberships.delete(room.name);
+    }
+    for (const reader of ended) reader._reject(error);
     this.#host.membershipChanged(false);
+    return isNews;
   }
 
   rejectAll(error) { for (const { readers } of this) for (const reader of readers) reader._reject(error); }
+
+  // Joins a room on all connections for one of its readers, which may start before the others.
+  #joinFor(room) {
+    for (const connection of this.#host.connections()) {
+      const membership = connection.memberships.get(room.name);
+      if (membership) this.#sendJoin(connection, room, membership.joined || membership.forNewReader);
+      else this.joinOn(connection, room);
+    }
+  }
+
+  // Moves readers to a position. One without a listener of messages yet, of its own or of the client, will want to have what
+  // comes: where that begins is remembered, and not the messages, which may be many.
+  #advance(readers, position) {
+    for (const reader of readers) {
+      if (!reader._hadListener("message") && !this.#host.hadListener("message")) reader._heldFrom ??= reader._position;
+      reader._position = { ...position };
+    }
+  }
+
+  // Whether what readers take is new to the client's own listeners. Without one of messages, the client has come nowhere.
+  #isNews(room, takers, position, isVoid) {
+    return takers.length > 0 && (!this.#host.hadListener("message") || room.advance(position, isVoid));
+  }
 
   // A room and its membership on this connection; neither if the room was left.
   #find({ room: name }, connection) {
@@ -176,10 +234,23 @@ export class Rooms {
     return membership ? [this.#all.get(name), membership] : [];
   }
 
+  // From now on nothing of the room is delivered on these connections, where it is joined again after so many tokens. Its
+  // readers keep their positions, and are notified unless another connection delivers.
+  #remove(room, connections, tokens, error) {
+    for (const { memberships } of connections) {
+      const removed = { ref: null, sent: false, joined: false, presence: false, forNewReader: false, removedFor: tokens };
+      memberships.set(room.name, { ...memberships.get(room.name), ...removed });
+    }
+    const isDelivered = this.#host.connections().some(({ memberships }) => memberships.get(room.name)?.joined);
+    if (room.isRemoved || isDelivered) return;
+    room.isRemoved = true;
+    this.#emit(room, "removed", error, [...room.readers]);
+  }
+
   // forNewReader: the others are not notified of the answer.
   #sendJoin(connection, room, forNewReader = false) {
     const ref = this.#host.nextRef();
-    Object.assign(connection.memberships.get(room.name), { ref, sent: false, joined: false, presence: false, forNewReader });
+    Object.assign(connection.memberships.get(room.name), { ref, sent: false, joined: false, presence: false, forNewReader, removedFor: 0 });
     connection.joins.add(ref, () => {
       const membership = connection.memberships.get(room.name);
       if (membership?.ref !== ref) return null; // left, or joined again since
@@ -201,7 +272,7 @@ export class Rooms {
       ref, key: ref, kind: "history", queue: `presence ${room.name}`, text: JSON.stringify({ type: "presence", ref, room: room.name }),
       onSent: (connection) => this.presenceRequested(room.name, connection),
       resolve: (frame) => { if (this.#all.get(room.name) === room) this.#emit(room, "presence", frame, [...room.readers]); },
-      reject: (error) => { if (this.#all.get(room.name) === room) this.#host.emit("error", error); },
+      reject: (error) => { if (this.#all.get(room.name) === room && !room.isRemoved) this.#host.emit("error", error); },
     });
   }
 
@@ -210,7 +281,7 @@ export class Rooms {
     room.epoch = epoch;
     const old = [...room.readers].filter(({ _position }) => _position && _position.epoch !== epoch);
     if (old.length === 0) return;
-    for (const reader of old) reader._position = { seq: seq - 1, epoch };
+    this.#advance(old, { seq: seq - 1, epoch });
     if (seq > 1) this.#emit(room, "gap", { type: "gap", room: room.name, epoch, from: 1, to: seq - 1, reason: "epoch" }, old);
   }
 
@@ -220,7 +291,7 @@ export class Rooms {
     const { position } = room;
     if (position.epoch !== epoch || position.seq > seq) return; // a gap follows, for all of them
     const readers = [...room.readers].filter((reader) => reader._position.epoch !== epoch || (added.includes(reader) && reader._position.seq > seq));
-    for (const reader of readers) reader._position = { ...position };
+    this.#advance(readers, position);
     const gap = { type: "gap", room: room.name, epoch, from: 1, to: position.seq, reason: "epoch" };
     if (readers.length > 0 && position.seq > 0) this.#emit(room, "gap", gap, readers, false);
   }

@@ -12,59 +12,74 @@ const MAX_TIMEOUT = 86_400_000; // ms: one day, far below the 24.8 days that set
 // Tokens sends a fresh token on the current connection before the old one expires. When a token has expired,
 // the service closes with 4001, and the client reconnects with a fresh one.
 export class Tokens {
-  #getToken; #clock; #random; #nextRef; #onError; #connection = null; #expires = Infinity; #timer = null; #pending = new Map();
+  #getToken; #clock; #random; #nextRef; #onError; #connectionCount; #connection = null; #expires = Infinity; #timer = null; #pending = new Map();
 
-  /** onError gets the error of a refresh that the client started by itself. */
-  constructor(getToken, clock, random, nextRef, onError) {
+  /**
+   * onError gets the error of a refresh that the client started by itself. connectionCount returns how many connections the
+   * client has begun to open, each of which gets a token then.
+   */
+  constructor(getToken, clock, random, nextRef, onError, connectionCount) {
     this.#getToken = getToken;
     this.#clock = clock;
     this.#random = random;
     this.#nextRef = nextRef;
     this.#onError = onError;
+    this.#connectionCount = connectionCount;
   }
 
-  /** Sets the current connection, or none. A pending refresh completes: a new connection has a fresh token. */
+  /** Sets the current connection, or none. A pending refresh completes if the connection was opened after its call. */
   attach(connection) {
     this.#connection = connection;
-    for (const { resolve } of this.#pending.values()) resolve();
-    this.#pending.clear();
+    for (const request of this.#pending.values()) this.#send(request);
     this.#setExpiry(connection?.welcome.auth_expires_ms, connection?.welcomedAt);
   }
 
-  /** Fetches a token and sends it to the service. */
+  /** The client has ended. */
+  rejectAll(code, message) {
+    this.attach(null);
+    for (const { reject } of this.#pending.values()) reject(new SwitchyardError(code, message));
+  }
+
+  /** Fetches a token and sends it to the service, on the next connection if there is none. */
   async refresh() {
     if (!this.#getToken) throw new SwitchyardError("unauthorized", "the option getToken is not set");
-    const ref = this.#nextRef();
-    let timer;
-    const timeout = new Promise((_, reject) => {
-      timer = this.#clock.setTimeout(() => reject(new SwitchyardError("timeout", "no fresh token in time")), REFRESH_TIMEOUT);
-    });
+    const request = { ref: this.#nextRef(), connectionCount: this.#connectionCount() };
+    const answer = new Promise((resolve, reject) => Object.assign(request, { resolve, reject }));
+    const timer = this.#clock.setTimeout(() => request.reject(new SwitchyardError("timeout", "no fresh token in time")), REFRESH_TIMEOUT);
+    this.#pending.set(request.ref, request);
+    this.#fetch(request).catch(request.reject);
     try {
-      await Promise.race([this.#sendToken(ref, this.#connection), timeout]);
+      await answer;
     } finally {
       this.#clock.clearTimeout(timer);
-      this.#pending.delete(ref);
+      this.#pending.delete(request.ref);
     }
   }
 
-  async #sendToken(ref, connection) {
-    const token = await fetchToken(this.#getToken);
-    if (!connection || connection !== this.#connection) return; // the next connection gets a token of its own
-    if (!token) throw new SwitchyardError("unauthorized", "getToken has returned no token");
-    connection.send({ type: "auth", ref, token });
-    await new Promise((resolve, reject) => { this.#pending.set(ref, { resolve, reject }); });
+  async #fetch(request) {
+    request.token = (await fetchToken(this.#getToken)) ?? "";
+    if (this.#pending.has(request.ref)) this.#send(request);
   }
 
-  authenticated({ ref, auth_expires_ms: left }) {
+  // The token of a connection that was opened after the call is as fresh. That of an earlier one may lack the new rights.
+  #send({ ref, token, connectionCount, resolve, reject }) {
+    const connection = this.#connection;
+    if (!connection || token === undefined) return;
+    if (connection.number > connectionCount) resolve();
+    else if (token) connection.send({ type: "auth", ref, token });
+    else reject(new SwitchyardError("unauthorized", "getToken has returned no token"));
+  }
+
+  authenticated({ ref, auth_expires_ms: left }, connection) {
+    if (connection !== this.#connection) return;
     this.#pending.get(ref)?.resolve();
-    this.#pending.delete(ref);
     this.#setExpiry(left, this.#clock.now());
   }
 
   /** Returns whether the error was the answer to a token. */
   handleError(ref, error) {
     this.#pending.get(ref)?.reject(error);
-    return this.#pending.delete(ref);
+    return this.#pending.has(ref);
   }
 
   #setExpiry(left, since) {

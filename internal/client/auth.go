@@ -27,8 +27,8 @@ func (t *tokens) refresh(ctx context.Context) error {
 	if t.opts.Token == nil {
 		return ErrNoToken
 	}
-	var conn *connection
-	t.locked(func() { conn = t.current })
+	c := &call{ref: t.nextRef(), auth: true}
+	t.locked(func() { c.conn, c.connectCount = t.current, t.connectCount })
 	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
 	defer cancel()
 	token, err := t.token(ctx)
@@ -38,9 +38,8 @@ func (t *tokens) refresh(ctx context.Context) error {
 	case token == "":
 		return fmt.Errorf("%w: Options.Token has returned none", ErrNoToken)
 	}
-	ref := t.nextRef()
-	frame := newRequest("auth", ref, "").text("token", token).end()
-	_, err = t.calls.do(ctx, "refresh the token", &call{ref: ref, frame: frame, auth: true, conn: conn})
+	c.frame = newRequest("auth", c.ref, "").text("token", token).end()
+	_, err = t.calls.do(ctx, "refresh the token", c)
 	return err
 }
 

@@ -177,6 +177,8 @@ func jsErrorCode(err error) (code string, unknown bool) {
 		return "", false
 	case errors.As(err, &refused):
 		return refused.Code, unknown
+	case errors.Is(err, ErrUserChanged):
+		return "user_changed", unknown
 	case errors.Is(err, ErrNoToken):
 		return "unauthorized", unknown
 	case errors.Is(err, ErrTooLarge):

@@ -16,10 +16,12 @@ type call struct {
 	ref   string
 	order uint64 // rises with each call
 	frame []byte
-	// auth: the call sends a fresh token on conn only, at once. It is not repeated,
-	// because the next connection has a fresh token of its own.
-	auth bool
-	conn *connection // where it was sent last, or is to be sent; nil while it waits
+	// auth: the call sends a fresh token, at once. It completes with a connection that is
+	// opened after it, which has a token as fresh. An earlier one, as that of a move may
+	// be, gets this token: connectCount is how many were tried before the call.
+	auth         bool
+	connectCount uint64
+	conn         *connection // where it was sent last, or is to be sent; nil while it waits
 	// own gets the outcome of a call that the client makes by itself, with mu held. It
 	// is dropped with its connection.
 	own        func(*serverFrame, error)
@@ -51,15 +53,15 @@ type calls struct {
 }
 
 // do makes a call and waits for its answer. It locks mu itself. The error says what
-// was being done. A call with a token is not made, and its answer is nil, when its
-// connection is not the current one anymore.
+// was being done. A call with a token has no answer when there was no connection, or
+// when a later one has a token that is as fresh.
 func (c *calls) do(ctx context.Context, what string, call *call) (*serverFrame, error) {
 	call.done = make(chan struct{})
 	var made bool
 	var err error
 	c.locked(func() {
 		err = c.err
-		if made = err == nil && (!call.auth || (c.current != nil && c.current == call.conn)); made {
+		if made = err == nil && (!call.auth || call.conn != nil) && !c.hasLaterToken(call); made {
 			c.add(call)
 			c.pump()
 		}
@@ -87,10 +89,23 @@ func (c *calls) add(call *call) {
 	call.order = c.count
 	c.pending[call.ref] = call
 	if call.auth {
-		call.conn.sock.send(call.frame)
+		c.sendToken(call)
 	} else {
 		c.waiting = append(c.waiting, call)
 	}
+}
+
+// sendToken sends a fresh token on the current connection, if there is one.
+func (c *calls) sendToken(call *call) {
+	if call.conn = c.current; call.conn != nil {
+		call.conn.sock.send(call.frame)
+	}
+}
+
+// hasLaterToken reports whether the current connection got its token after the call was
+// made.
+func (c *calls) hasLaterToken(call *call) bool {
+	return call.auth && c.current != nil && c.current.number > call.connectCount
 }
 
 // pump sends the calls that may be sent now, in order.
@@ -140,8 +155,10 @@ func (c *calls) reset() {
 		switch {
 		case call.own != nil:
 			delete(c.pending, ref)
-		case call.auth:
+		case c.hasLaterToken(call):
 			c.complete(ref, nil, nil)
+		case call.auth:
+			c.sendToken(call)
 		default:
 			c.wait(call)
 		}

@@ -135,7 +135,8 @@ func (c *Client) Close() {
 // When ctx ends first, the client leaves the room; when Leave is called first,
 // Join returns ErrLeft.
 //
-// A room that is joined already is ErrJoined: JoinRoom joins it once more.
+// A room that is joined already is ErrJoined: JoinRoom joins it once more. One whose
+// handler has got Ended is not.
 func (c *Client) Join(ctx context.Context, name message.Room, from Position, h Handler) (Joined, error) {
 	room, err := c.join(ctx, name, from, h, true)
 	if err != nil {

@@ -15,6 +15,10 @@ var (
 	// long as the service remembers ids (ID_WINDOW).
 	ErrOutcomeUnknown = errors.New("outcome unknown: the message may be stored or not")
 
+	// ErrUserChanged: the connection is another user's than the publish, which was
+	// therefore not sent again.
+	ErrUserChanged = errors.New("the connection is another user's now")
+
 	// ErrTooLarge: the frame is larger than the service's max_frame. It was not
 	// stored.
 	ErrTooLarge = errors.New("the message is larger than the service accepts")

@@ -43,25 +43,36 @@ type fakeService struct {
 	mu            sync.Mutex
 	welcomeFields string        // added to the welcome
 	statuses      []int         // of the next handshakes; 0 accepts
+	problem       string        // the code in the problem document of refusals; "" for those of a proxy
 	headers       []http.Header // of all handshakes
 	urls          []string      // the hosts of all handshakes
 }
 
-func (s *fakeService) refuseNext(statuses ...int) {
+// refuseNext refuses the next handshakes as a proxy before the service does.
+func (s *fakeService) refuseNext(statuses ...int) { s.refuseNextWith("", statuses...) }
+
+// refuseNextWith refuses the next handshakes with the service's own document.
+func (s *fakeService) refuseNextWith(problem string, statuses ...int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.statuses = statuses
+	s.problem, s.statuses = problem, statuses
 }
 
 func (s *fakeService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.headers = append(s.headers, r.Header)
 	s.urls = append(s.urls, r.Host)
-	status := 0
+	status, problem := 0, s.problem
 	if len(s.statuses) > 0 {
 		status, s.statuses = s.statuses[0], s.statuses[1:]
 	}
 	s.mu.Unlock()
+	if status != 0 && problem != "" {
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(status)
+		_, _ = fmt.Fprintf(w, `{"type":"about:blank","title":"No","status":%d,"code":%q,"request_id":"r1"}`, status, problem)
+		return
+	}
 	if status != 0 {
 		http.Error(w, "no", status)
 		return

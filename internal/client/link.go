@@ -33,16 +33,15 @@ type link struct {
 	wake              chan struct{} // ends the wait for the next attempt
 
 	// Guarded by mu.
-	move         *move           // nil without a move
-	moveDone     <-chan struct{} // closed when the goroutine of the last move has ended
-	live         chan struct{}   // closed while current is set
-	last         *connection     // the current connection, or the one before; nil before the first
-	session      string          // the session to resume at the next connect
-	connectCount uint64          // connections tried so far
-	urlIndex     int             // index into URLs, modulo their number
-	waiting      bool            // for the next attempt
-	failures     int             // attempts that failed before the first welcome
-	lastFailure  error           // of the last of them
+	move        *move           // nil without a move
+	moveDone    <-chan struct{} // closed when the goroutine of the last move has ended
+	live        chan struct{}   // closed while current is set
+	last        *connection     // the current connection, or the one before; nil before the first
+	session     string          // the session to resume at the next connect
+	urlIndex    int             // index into URLs, modulo their number
+	waiting     bool            // for the next attempt
+	failures    int             // attempts that failed before the first welcome
+	lastFailure error           // of the last of them
 
 	backoff backoff // owned by the goroutine in connectionLoop
 }

@@ -31,12 +31,14 @@ func (p *parts) dispatch(conn *connection, f *serverFrame) error {
 	switch f.Type {
 	case "message":
 		msg := f.message()
-		p.outbox.completeFromOwnMessage(conn, msg)
+		p.outbox.completeFromOwnMessage(msg)
 		return p.rooms.handleMessage(conn, msg)
 	case "ack":
 		p.outbox.handleAck(f)
 	case "joined":
 		p.rooms.handleJoined(conn, f)
+	case "left":
+		p.rooms.handleLeft(conn, f)
 	case "gap":
 		return p.rooms.handleGap(conn, f)
 	case "signal":
@@ -49,10 +51,11 @@ func (p *parts) dispatch(conn *connection, f *serverFrame) error {
 		p.calls.complete(f.Ref, f, nil)
 	case "authenticated":
 		p.tokens.handleAuthenticated(conn, f)
+		p.rooms.handleAuthenticated(conn)
 	case "error":
 		p.handleError(conn, f)
 	}
-	return nil // heartbeat, left, and types that later versions add
+	return nil // heartbeat, and types that later versions add
 }
 
 // handleError passes an error to the request with its ref. An error of no request

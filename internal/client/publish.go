@@ -21,8 +21,9 @@ type publishKey struct {
 // A pendingPublish is a publish that has no answer yet.
 type pendingPublish struct {
 	key       publishKey
-	order     uint64 // rises with each call of Send and Publish
-	ref       string // the same in each resend, and unique among publishes
+	user      *string // as whom it is to be stored; nil before the first welcome
+	order     uint64  // rises with each call of Send and Publish
+	ref       string  // the same in each resend, and unique among publishes
 	frame     []byte
 	data      []byte // part of frame
 	done      func(Ack, error)
@@ -42,6 +43,7 @@ type outbox struct {
 	byRef   map[string]*pendingPublish // the same
 	waiting []*pendingPublish          // those to be sent on the current connection, by order
 	queues  map[message.Room]*roomQueue
+	user    *string     // of the last welcome, "" when anonymous; nil before the first
 	count   uint64      // publishes accepted so far
 	timer   *time.Timer // sends the next one, or nil
 }
@@ -59,7 +61,7 @@ func (o *outbox) add(p *pendingPublish) error {
 		return err
 	}
 	o.count++
-	p.order = o.count
+	p.order, p.user = o.count, o.user
 	o.pending[p.key], o.byRef[p.ref] = p, p
 	o.roomQueue(p.key.room).pending++
 	o.waiting = append(o.waiting, p)
@@ -151,8 +153,8 @@ func (o *outbox) giveUp(p *pendingPublish, cause error) {
 // cause; nil means that the resend window is over.
 func unansweredError(p *pendingPublish, cause error) error {
 	switch {
-	case p.timer == nil: // never sent
-		return fmt.Errorf("publish in %s, not sent: %w", p.key.room, cause)
+	case cause != nil && p.uncertainAttempts == 0: // not sent, or refused because of a rate
+		return fmt.Errorf("publish in %s, not stored: %w", p.key.room, cause)
 	case cause == nil:
 		return fmt.Errorf("publish %s in %s: %w", p.key.id, p.key.room, ErrOutcomeUnknown)
 	}
@@ -170,10 +172,8 @@ func (o *outbox) handleAck(f *serverFrame) {
 // completeFromOwnMessage treats a message with the user, id and data of a pending
 // publish as its ack. The id alone does not suffice, because ids are unique
 // per room and user only.
-func (o *outbox) completeFromOwnMessage(conn *connection, m message.Message) {
-	user := conn.welcome.User
-	own := (user == nil && m.From == "") || (user != nil && m.From == *user)
-	if p := o.pending[publishKey{m.Room, m.ID}]; p != nil && p.timer != nil && own && bytes.Equal(m.Data, p.data) {
+func (o *outbox) completeFromOwnMessage(m message.Message) {
+	if p := o.pending[publishKey{m.Room, m.ID}]; p != nil && p.timer != nil && m.From == *p.user && bytes.Equal(m.Data, p.data) {
 		o.complete(p, Ack{Room: m.Room, Epoch: m.Epoch, Seq: m.Seq, ID: m.ID}, nil)
 		o.pump()
 	}
@@ -230,15 +230,30 @@ func (o *outbox) handleError(conn *connection, ref string, err *Error) bool {
 	return true
 }
 
-// resend sends every pending publish on a new current connection, in order.
+// resend sends every pending publish on a new current connection, in order. Those of
+// another user fail: they would be stored as the new user's, and twice if an attempt was
+// stored already, because ids are unique for each user only.
 func (o *outbox) resend() {
+	user := ""
+	if o.welcome.User != nil {
+		user = *o.welcome.User
+	}
+	if o.user != nil && *o.user != user {
+		o.opts.Logger.Warn("the token is another user's: what is pending is not sent as that user", "user", user)
+	}
+	o.user = &user
 	for _, q := range o.queues {
 		q.reset()
 	}
 	o.waiting = nil
 	for _, p := range o.pendingInOrder() {
 		p.conn = nil
-		if !o.resetResendTimer(p) {
+		if p.user == nil {
+			p.user = o.user
+		}
+		if *p.user != user {
+			o.complete(p, Ack{}, unansweredError(p, ErrUserChanged))
+		} else if !o.resetResendTimer(p) {
 			o.complete(p, Ack{}, unansweredError(p, nil))
 		} else if err := o.checkSize(p.frame, p.key.room); err != nil {
 			o.complete(p, Ack{}, err)

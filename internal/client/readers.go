@@ -15,6 +15,8 @@ func (r *rooms) join(name message.Room, rd *reader, alone bool) error {
 	switch {
 	case r.err != nil:
 		return r.err
+	case room != nil && alone && room.removed:
+		room.readers = nil // this join takes the place of the one that has ended
 	case room != nil && alone:
 		return fmt.Errorf("%w: %s", ErrJoined, name)
 	case room == nil:

@@ -46,8 +46,10 @@ type Handler struct {
 	// Presence gets changes after a call of Client.Presence, and the full list
 	// after a reconnect or a move.
 	Presence func(Presence)
-	// Ended is called when the service refuses to let the client rejoin the room.
-	// The client has then left it.
+	// Ended is called when the service refuses to let the client rejoin the room, or
+	// takes it away because a new token does not open it. After an *Error with the code
+	// forbidden the client joins the room again with a token that opens it, from the last
+	// position, and calls Joined; otherwise it has left the room.
 	Ended func(error)
 }
 
@@ -57,6 +59,7 @@ type roomState struct {
 	readers []*reader     // in the order of joining, at least one
 	epoch   message.Epoch // the last that the service has named; "" before
 	watched bool          // Client.Presence was called
+	removed bool          // the service has taken it away, and its readers know
 }
 
 // A reader is what one call of Join or JoinRoom has for itself. Its handler is
@@ -134,6 +137,9 @@ type membership struct {
 	// epoch is the last one seen on this connection. When the room's position is
 	// in another epoch, frames in this one are stale.
 	epoch message.Epoch
+	// removedFor is 0, or after how many more accepted tokens a room that the service
+	// has taken away is joined again.
+	removedFor int
 	// missingAfter is the position after which a message was missing and
 	// requested again; zero if none was.
 	missingAfter Position

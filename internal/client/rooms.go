@@ -83,10 +83,11 @@ func (r *rooms) joinNext() {
 	r.notifyMove()
 }
 
-// allJoined reports whether all rooms are joined on the next connection.
+// allJoined reports whether all rooms are joined on the next connection, or were
+// refused there.
 func (r *rooms) allJoined() bool {
 	for name := range r.byName {
-		if m := r.next.memberships[name]; m == nil || !m.joined {
+		if m := r.next.memberships[name]; m == nil || (!m.joined && m.removedFor == 0) {
 			return false
 		}
 	}
@@ -129,7 +130,7 @@ func (r *rooms) sendJoinFor(conn *connection, room *roomState, newReader bool) {
 		conn.memberships[room.name] = m
 	}
 	ref := r.nextRef()
-	m.ref, m.sent, m.joined, m.presence, m.forNewReader = ref, false, false, false, newReader
+	m.ref, m.sent, m.joined, m.presence, m.forNewReader, m.removedFor = ref, false, false, false, newReader, 0
 	r.queueJoin(conn, &queuedJoin{ref: ref, onSent: func() { m.sent = true }, frame: func() []byte {
 		if now := conn.memberships[room.name]; now != m || m.ref != ref {
 			return nil // left, or joined again since
@@ -176,7 +177,7 @@ func (r *rooms) requestPresence(room *roomState) {
 	call := r.presenceCall(r.nextRef(), room.name)
 	call.own = func(f *serverFrame, err error) {
 		switch {
-		case r.byName[room.name] != room:
+		case r.byName[room.name] != room, room.removed:
 		case err != nil:
 			r.opts.Logger.Warn("the presence of a room was not read again", "room", room.name, "err", err)
 		default:
@@ -194,7 +195,7 @@ func (r *rooms) handleJoined(conn *connection, f *serverFrame) {
 		return
 	}
 	joined := Joined{Room: f.Room, Epoch: f.Epoch, Head: f.Seq, First: f.First}
-	room.epoch = f.Epoch
+	room.epoch, room.removed = f.Epoch, false
 	for _, rd := range room.readers {
 		rd.start(joined)
 	}
@@ -245,7 +246,7 @@ func (r *rooms) joinedElsewhere(conn *connection, room *roomState) bool {
 }
 
 // handleJoinError reports whether ref is that of a join on conn. After a temporary
-// error the client joins again later; after any other it leaves the room.
+// error the client joins again later.
 func (r *rooms) handleJoinError(conn *connection, ref string, err *Error) bool {
 	var room *roomState
 	for name, m := range conn.memberships {
@@ -260,19 +261,7 @@ func (r *rooms) handleJoinError(conn *connection, ref string, err *Error) bool {
 		r.afterFunc(err.retryDelay(r.opts.random), func() { r.retryJoin(conn, room, ref) })
 		return true
 	}
-	delete(r.byName, room.name)
-	for _, other := range []*connection{r.current, r.next} {
-		if other != nil {
-			delete(other.memberships, room.name)
-		}
-	}
-	r.notifyMove()
-	for _, rd := range room.readers {
-		if rd.firstJoin == nil {
-			notify(r.shared, rd.handler.Ended, error(err))
-		}
-		rd.completeJoin(Joined{}, err)
-	}
+	r.refuse(room, err)
 	return true
 }
 

@@ -153,21 +153,55 @@ func TestAFreshTokenIsRequestedAtEachConnect(t *testing.T) {
 	})
 }
 
+// The service's own refusal of a handshake may be final. A proxy before it that answers
+// the same status once in a while ends nothing.
 func TestRefusedHandshakes(t *testing.T) {
-	for status, final := range map[int]bool{
-		http.StatusUnauthorized: true, http.StatusForbidden: true,
-		http.StatusServiceUnavailable: false, http.StatusTooManyRequests: false, http.StatusBadGateway: false,
+	for _, c := range []struct {
+		status  int
+		problem string
+		final   bool
+	}{
+		{http.StatusUnauthorized, "unauthorized", true},
+		{http.StatusForbidden, "forbidden", true},
+		{http.StatusServiceUnavailable, "unavailable", false},
+		{http.StatusTooManyRequests, "rate_limited", false},
+		{http.StatusUnauthorized, "", false},
+		{http.StatusForbidden, "", false},
+		{http.StatusForbidden, "bot_detected", false}, // the document of another service
+		{http.StatusServiceUnavailable, "", false},
+		{http.StatusTooManyRequests, "", false},
+		{http.StatusBadGateway, "", false},
 	} {
-		t.Run(fmt.Sprint(status), func(t *testing.T) {
+		t.Run(fmt.Sprint(c.status, c.problem), func(t *testing.T) {
 			withService(t, func(t *testing.T, s *fakeService) {
-				s.refuseNext(status)
+				s.refuseNextWith(c.problem, c.status)
 				s.newClient(Options{})
-				if s.noConnectionForAnHour() != final {
-					t.Errorf("the client reconnected: %v, want %v", final, !final)
+				if s.noConnectionForAnHour() != c.final {
+					t.Errorf("the client reconnected: %v, want %v", c.final, !c.final)
 				}
 			})
 		})
 	}
+}
+
+// A program that was live comes back after a proxy has refused one handshake.
+func TestOne403OfAProxyDoesNotEndALiveClient(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		var got eventLog
+		got.join(c, "r", Now())
+		p := s.accept()
+		p.acceptJoin(1)
+		s.refuseNext(http.StatusForbidden)
+		p.closeWith(0)
+		p = s.accept()
+		p.acceptJoin(2)
+		p.message(2, "a", "null")
+		got.want(t, "joined 1", "joined 2", "e/2")
+		if err := c.Err(); err != nil {
+			t.Errorf("the client has ended: %v", err)
+		}
+	})
 }
 
 func TestSilenceOfTwoHeartbeatsEndsAConnection(t *testing.T) {
@@ -304,7 +338,7 @@ func TestDialWaitsForTheFirstConnection(t *testing.T) {
 		if _, err := Dial(ctx, opts); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Dial = %v", err)
 		}
-		s.refuseNext(http.StatusForbidden)
+		s.refuseNextWith("forbidden", http.StatusForbidden)
 		var closed *ClosedError
 		if _, err := Dial(t.Context(), opts); !errors.As(err, &closed) || closed.Code != codeRemoved {
 			t.Errorf("Dial = %v", err)

@@ -24,13 +24,14 @@ type shared struct {
 
 	// mu protects the state of all parts. Only the link and its
 	// moves write the fields below.
-	mu        sync.Mutex
-	callbacks []func()    // to be run once mu is released, by the goroutine that holds it
-	current   *connection // nil unless live
-	next      *connection // the next connection of a move, from its welcome on
-	welcome   Welcome     // of the current connection, or of the last one
-	closing   bool        // Close was called
-	err       error       // why the client has ended
+	mu           sync.Mutex
+	callbacks    []func()    // to be run once mu is released, by the goroutine that holds it
+	connectCount uint64      // connections tried so far
+	current      *connection // nil unless live
+	next         *connection // the next connection of a move, from its welcome on
+	welcome      Welcome     // of the current connection, or of the last one
+	closing      bool        // Close was called
+	err          error       // why the client has ended
 }
 
 // locked runs f with mu held, and after it the callbacks that f has queued.

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"sync"
@@ -61,20 +62,31 @@ func dialSocket(ctx context.Context, client *http.Client, url string, header htt
 }
 
 // handshakeCloseCode returns the close code that stands for a failed handshake.
-// resp is nil when there was no response.
+// resp is nil when there was no response. What a proxy answers says nothing of the
+// token or the user: only the service's own document does.
 func handshakeCloseCode(resp *http.Response) int {
 	if resp == nil {
 		return codeAbnormal
 	}
-	switch resp.StatusCode {
-	case http.StatusUnauthorized:
-		return codeToken
-	case http.StatusForbidden:
-		return codeRemoved
-	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+	switch status := resp.StatusCode; {
+	case status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests:
 		return codeTryLater
+	case status == http.StatusUnauthorized && problemCode(resp) == "unauthorized":
+		return codeToken
+	case status == http.StatusForbidden && problemCode(resp) == "forbidden":
+		return codeRemoved
 	}
 	return codeAbnormal
+}
+
+// problemCode returns the code in the service's problem document (RFC 9457), "" if the
+// response is none.
+func problemCode(resp *http.Response) string {
+	var problem struct{ Code string }
+	if resp.Header.Get("Content-Type") != "application/problem+json" || json.NewDecoder(resp.Body).Decode(&problem) != nil {
+		return ""
+	}
+	return problem.Code
 }
 
 // read returns the next frame. The bytes are valid until the next call.

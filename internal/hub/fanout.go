@@ -23,6 +23,7 @@ const (
 // holds mu all the while, so that members join and leave only between messages
 // and every member gets the same order.
 func (t *topic) fanOut(frames []protocol.Frame) {
+	defer t.observeDelivery()
 	if len(frames) == 0 || len(t.outlets) == 0 {
 		return
 	}
@@ -66,14 +67,17 @@ func sendAll(outlets []Outlet, chunk protocol.Frame) {
 	}
 }
 
-// observeDelivery records the time in seconds from the commit of each message
-// until now.
-func (h *Hub) observeDelivery(frames []roomFrame) {
+// observeDelivery records the time in seconds from the commit of each message that was
+// just fanned out until now. A message that waited behind a hole counts once, when it is
+// sent. Caller holds mu.
+func (t *topic) observeDelivery() {
 	now := time.Now().UnixMicro()
-	for i := range frames {
-		if frames[i].seq > 0 {
-			// The clock of another node may be ahead of ours.
-			h.metrics.delivery.Observe(max(0, float64(now-frames[i].createdAt)/1e6))
-		}
+	for _, createdAt := range t.commitTimes {
+		// The clock of another node may be ahead of ours.
+		t.hub.metrics.delivery.Observe(max(0, float64(now-createdAt)/1e6))
+	}
+	t.commitTimes = t.commitTimes[:0]
+	if cap(t.commitTimes) > 64 {
+		t.commitTimes = nil
 	}
 }

@@ -182,6 +182,7 @@ func TestGaps(t *testing.T) {
 	}{
 		{"trimmed", 8, `"after":3,"epoch":"e1"`, append([]string{"joined 10", "gap 4-7 trimmed"}, messages(8, 10)...)},
 		{"trimmed from the start", 8, `"after":0`, append([]string{"joined 10", "gap 1-7 trimmed"}, messages(8, 10)...)},
+		{"nothing missed, and nothing stored any more", 11, `"after":10,"epoch":"e1"`, []string{"joined 10"}},
 		{"another epoch", 1, `"after":3,"epoch":"e0"`, []string{"joined 10", "gap 1-10 epoch"}},
 		{"ahead of the log", 1, `"after":11,"epoch":"e1"`, []string{"joined 10", "gap 1-10 epoch"}},
 		{"from now", 1, `"ref":"x"`, []string{"joined 10"}},

@@ -126,7 +126,6 @@ func (t *topic) deliverPage(p *encodedPage) {
 		}
 	}
 	t.fanOut(out)
-	t.hub.observeDelivery(p.frames)
 }
 
 // skipToHead jumps to the head when more than one page is missing. Every member

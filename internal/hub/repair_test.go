@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"switchyard/internal/message"
@@ -266,6 +267,53 @@ func TestReorderingCostsNoReadAndAHoleCostsOne(t *testing.T) {
 		if got := reads() - before; got != 1 {
 			t.Errorf("a hole cost %d reads, want one", got)
 		}
+	})
+}
+
+// Delivery is measured until the members got a message, however it came to them: one that
+// waited behind a hole is as late as the hole made it, and a duplicate is no delivery.
+func TestADeliveryIsMeasuredWhenItHappens(t *testing.T) {
+	scenario(t, 2, func(sim *simulation) {
+		sim.joinAndWait(sim.clients[0], 0, "r1")
+		v := sim.logViews[0]
+		v.set(func() { v.feedDown = true })
+		time.Sleep(time.Second)
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(sim.nodes[0].metrics.delivery)
+		delivered := func() (count uint64, seconds float64) {
+			families, err := registry.Gather()
+			if err != nil || len(families) != 1 {
+				t.Fatalf("%d metrics: %v", len(families), err)
+			}
+			h := families[0].GetMetric()[0].GetHistogram()
+			return h.GetSampleCount(), h.GetSampleSum()
+		}
+		beforeCount, beforeSeconds := delivered()
+		expect := func(what string, wantCount uint64, least, most float64) {
+			t.Helper()
+			synctest.Wait()
+			count, seconds := delivered()
+			count, seconds = count-beforeCount, seconds-beforeSeconds
+			if count != wantCount || seconds < least || seconds > most {
+				t.Errorf("%s: %d deliveries took %v s, want %d that took %v to %v s", what, count, seconds, wantCount, least, most)
+			}
+		}
+		first, second := sim.log.commit("r1", 1, 1), sim.log.commit("r1", 1, 1)
+		sim.nodes[1].Completed(second)
+		sim.deliverAll()
+		expect("behind a hole", 0, 0, 0)
+		time.Sleep(10 * time.Millisecond)
+		sim.nodes[1].Completed(first)
+		sim.nodes[1].Completed(first)
+		sim.deliverAll()
+		expect("the hole was filled", 2, 0.01, 0.011)
+		sim.log.commit("r1", 1, 1) // its broadcast is lost
+		time.Sleep(time.Second)
+		sim.nodes[1].Completed(sim.log.commit("r1", 1, 1))
+		sim.deliverAll()
+		expect("a hole that stays", 2, 0.01, 0.011)
+		time.Sleep(time.Second)
+		expect("the hole was repaired", 4, 1.01, 2.5)
 	})
 }
 

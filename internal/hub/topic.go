@@ -64,6 +64,7 @@ type topic struct {
 	advanced      chan struct{} // closed when last advances, nil if no member waits for that
 	pages         map[message.Seq]*sharedPage
 	scratch       []protocol.Frame // deliver's buffer, reused
+	commitTimes   []int64          // in Unix microseconds: of the messages that advanced and fanOut has not sent; reused
 	presenceWatch presenceWatch
 
 	presenceLock chan struct{} // holds a token while the room's presence is queried
@@ -123,7 +124,6 @@ func (t *topic) deliver(frames []roomFrame) {
 		out = t.accept(&frames[i], out)
 	}
 	t.fanOut(out)
-	t.hub.observeDelivery(frames)
 	clear(out)
 	t.scratch = out[:0]
 	if cap(t.scratch) > 64 {
@@ -174,6 +174,7 @@ func (t *topic) releaseBuffered(out []protocol.Frame) []protocol.Frame {
 // member that becomes live later gets it from the ring. Caller holds mu.
 func (t *topic) advance(f *roomFrame) protocol.Frame {
 	t.last = f.seq
+	t.commitTimes = append(t.commitTimes, f.createdAt)
 	before := t.ring.bytes
 	t.ring.push(f.frame, t.hub.cfg.bounds.ringFrames, t.hub.ringLimit())
 	t.hub.memory.rings.Add(int64(t.ring.bytes - before))

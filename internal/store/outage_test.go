@@ -67,3 +67,30 @@ func TestAnOutageIsOneLineAndItsEndAnother(t *testing.T) {
 		})
 	}
 }
+
+// An operator changes the mode of a pooler, and the first publish after it only ends with
+// its deadline. The error that says what to do follows, and is in the log, once.
+func TestAnOutageNamesWhatToDoWheneverThatIsKnown(t *testing.T) {
+	logs := new(testkit.Logs)
+	o := &outage{log: logs.Logger(), down: map[*appendWorker]exchange{}}
+	first, second := new(appendWorker), new(appendWorker)
+	for outages := range 2 {
+		o.recordFailure(first, exchangeCommit, context.DeadlineExceeded)
+		for range 2 {
+			o.recordFailure(second, exchangeCommit, fmt.Errorf("connect: %w", errPoolerSwitches))
+			o.recordFailure(first, exchangePing, errConnectionLost)
+		}
+		all, advice := logs.Count("the log cannot be written"), logs.Count("pool_mode = session")
+		if all != 2*(outages+1) || advice != outages+1 {
+			t.Errorf("after %d outages %d lines, of which %d say what to do", outages+1, all, advice)
+		}
+		for _, w := range []*appendWorker{first, second} {
+			o.recordSuccess(w, exchangeCommit)
+		}
+	}
+	o.recordFailure(first, exchangeCommit, errPoolerSwitches)
+	o.recordFailure(second, exchangeCommit, errPoolerSwitches)
+	if got := logs.Count("the log cannot be written"); got != 5 {
+		t.Errorf("%d lines after an outage that began with what to do, want 5", got)
+	}
+}

@@ -227,11 +227,11 @@ func (p *Postgres) noMoreConnections(err error) bool {
 	return p.pooled.Load() && errors.Is(err, context.DeadlineExceeded) && p.answersWriters()
 }
 
-// answersWriters reports whether the database has answered each writer a short
-// while ago.
+// answersWriters reports whether the database has answered each writer within the
+// time that an attempt to connect may take.
 func (p *Postgres) answersWriters() bool {
 	for _, w := range p.workers {
-		if time.Since(time.Unix(0, w.lastOK.Load())) > connectTimeout {
+		if time.Since(time.Unix(0, w.lastOK.Load())) > 2*connectTimeout+probeTimeout {
 			return false
 		}
 	}

@@ -25,6 +25,8 @@ func unlock(f *os.File) error {
 // not meet SQLite's own locks, which are at 1 GiB.
 func lockDatabaseFile(f *os.File) error { return tryLock(f) }
 
+func unlockDatabaseFile(f *os.File) error { return unlock(f) }
+
 // identify returns the number of an open file in its file system, which Windows calls its
 // index, and how many names it has there.
 func identify(f *os.File) (index, names uint64, err error) {

@@ -173,12 +173,12 @@ func (f *lockFile) recordCommit(state databaseState) error {
 	return nil
 }
 
-// close releases the locks. It unlocks the lock file before it closes it: a process that
-// this one is starting has the file open for a moment, too.
+// close releases the locks. It unlocks each file before it closes it: a process that
+// this one is starting has the files open for a moment, too.
 func (f *lockFile) close() error {
 	err := errors.Join(unlock(f.file), f.file.Close())
 	if f.database != nil {
-		err = errors.Join(err, f.database.Close())
+		err = errors.Join(err, unlockDatabaseFile(f.database), f.database.Close())
 	}
 	return err
 }

@@ -18,7 +18,7 @@ import (
 func testClientModules(t *testing.T, e *env) {
 	server := httptest.NewServer(repository())
 	defer server.Close()
-	for _, module := range []string{"behaviors", "golden", "reconnecting", "requests", "arguments", "alive", "unhandled", "observer", "presence_list", "move_model"} {
+	for _, module := range []string{"behaviors", "golden", "reconnecting", "requests", "arguments", "alive", "listeners", "unhandled", "observer", "presence_list", "move_model"} {
 		t.Run(module, func(t *testing.T) {
 			window := e.browser.Open(t, server.URL+"/")
 			type result struct{ Name, Error string }

@@ -1,4 +1,4 @@
-/** Any value that JSON can represent, as received. */
+/** Any value that JSON can represent, as received. JavaScript rounds integers above 2^53: publish such ids as strings. */
 export type JSONValue = null | boolean | number | string | JSONValue[] | { [key: string]: JSONValue | undefined };
 
 /** A value to send. JSON.stringify encodes it; publishing what it cannot encode, such as a function, is a TypeError. */
@@ -157,12 +157,13 @@ export type State =
 
 /**
  * The codes of failures. The client's own: buffer_full (the message names the bound), closed, connect_failed,
- * hole (the service skipped a message; the client requests it again), left (a join, by leave), outcome_unknown,
- * timeout, too_large, conflict, unauthorized (no getToken, or no token from it), user_changed (the token of a later connection
- * is another user's). The others are the service's.
+ * hole (the service skipped a message; the client requests it again), left (a join, by leave), listener_failed (a listener
+ * has thrown, or its promise has rejected: cause is with what), outcome_unknown, timeout, too_large, conflict, unauthorized
+ * (no getToken, or no token from it), user_changed (the token of a later connection is another user's). The others are the
+ * service's.
  */
 export type ErrorCode =
-  | "buffer_full" | "closed" | "connect_failed" | "hole" | "outcome_unknown" | "timeout" | "user_changed"
+  | "buffer_full" | "closed" | "connect_failed" | "hole" | "listener_failed" | "outcome_unknown" | "timeout" | "user_changed"
   | "malformed" | "invalid" | "unknown_type" | "too_large" | "conflict" | "unauthorized" | "forbidden"
   | "rate_limited" | "too_many_rooms" | "unavailable" | "internal" | (string & {});
 
@@ -208,7 +209,8 @@ export interface Options {
   /**
    * Called before each connection, and again before the token expires; it may take half a minute. The handshake has
    * the token as the subprotocol `bearer.<token>`; a refresh sends it in a frame. Nothing or "" means that there is no
-   * token: none is offered. What the service says to that is an "error".
+   * token: none is offered. What the service says to that is an "error". Only letters, digits and !#$%&'*+-.^_`|~ may
+   * stand in a token.
    */
   getToken?: (() => TokenResult | Promise<TokenResult>) | null;
   /** The secret of an earlier session to resume, from its welcome; nothing or "" starts a new one. */
@@ -253,7 +255,7 @@ interface Events extends RoomEvents {
   /**
    * Errors that belong to no promise: refused joins and signals, skipped messages, a failed getToken or socket, a token that
    * the service refuses at the handshake or misses, a token of another user than before (user_changed), and, once, two
-   * connections without an answer before the first welcome.
+   * connections without an answer before the first welcome; also those of calls that nobody awaits, and of listeners that throw.
    */
   error: SwitchyardError;
 }

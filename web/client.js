@@ -12,12 +12,13 @@
 
 import { Connection, afterClose, unansweredMessage } from "./link.js";
 import { Move, SignalDedup } from "./move.js";
-import { checkedOptions, checkedStart, checkedURL, encoded, optional, required, tokenEntry } from "./options.js";
+import { checkedOptions, checkedStart, checkedURL, encoded, newID, newSocket, optional, required, textOf, tokenEntry } from "./options.js";
 import { Outbox, SwitchyardError } from "./outbox.js";
 import { encodedLength } from "./pace.js";
 import { Emitter } from "./room.js";
 import { Rooms } from "./rooms.js";
 import { Tokens } from "./tokens.js";
+import { Call, reportUncaught } from "./unhandled.js";
 import { watchPage } from "./wake.js";
 
 export { SwitchyardError, afterClose };
@@ -28,17 +29,6 @@ const SLOW_WITHIN = 10_000; // ms between two closes with 4208 for which the sec
 const RECONNECT_WITHIN = 1_000; // ms within which the client reconnects after a restart of the server
 const AFTER_SILENCE = { after_ms: 0, deadline_ms: Infinity, avoid: {}, reason: "silence" }; // a move that the client itself decides on
 const MAX_RETRY_AFTER = 60_000; // ms; a longer retry_after is cut to this
-
-function newID() {
-  if (!globalThis.crypto) throw new TypeError("there is no global crypto, as in Node before version 20: see docs/clients.md, or pass an id");
-  if (crypto.randomUUID) return crypto.randomUUID();
-  // Pages on plain http have no randomUUID, but do have the same source of randomness.
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  bytes[6] = (bytes[6] & 0x0f) | 0x40;
-  bytes[8] = (bytes[8] & 0x3f) | 0x80;
-  const hex = Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
-  return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, "$1-$2-$3-$4-$5");
-}
 
 /** A client, which outlives its sockets. Switchyard.connect makes one. */
 export class Switchyard extends Emitter {
@@ -68,8 +58,9 @@ export class Switchyard extends Emitter {
 
   leave(name) { this.#rooms.leave(required("room", "string", name)); }
 
-  async publish(room, data, options) {
-    required("room", "string", room);
+  publish(room, data, options) { return this.#call(async () => this.#publish(required("room", "string", room), data, options)); }
+
+  #publish(room, data, options) {
     const id = optional("id", "string", optional("options", "object", options)?.id) ?? newID();
     const ref = this.#nextRef();
     const body = encoded(data);
@@ -92,25 +83,25 @@ export class Switchyard extends Emitter {
     return true;
   }
 
-  async history(room, range) {
-    required("room", "string", room);
-    const fields = optional("range", "object", range) ?? {};
-    const [before, after, limit] = ["before", "after", "limit"].map((field) => optional(field, "seq", fields[field]));
-    return this.#request({ type: "history", room, before, after, limit });
+  history(room, range) {
+    return this.#call(async () => {
+      required("room", "string", room);
+      const fields = optional("range", "object", range) ?? {};
+      const [before, after, limit] = ["before", "after", "limit"].map((field) => optional(field, "seq", fields[field]));
+      return this.#request({ type: "history", room, before, after, limit });
+    });
   }
 
-  async presence(room) {
-    this.#rooms.watchPresence(required("room", "string", room));
-    return this.#request({ type: "presence", room });
+  presence(room) {
+    return this.#call(async () => {
+      this.#rooms.watchPresence(required("room", "string", room));
+      return this.#request({ type: "presence", room });
+    });
   }
 
   /** Sends a fresh token now, as the client does by itself before the old one expires. */
-  refreshToken() { return this.#tokens.refresh(); }
+  refreshToken() { return this.#call(() => this.#tokens.refresh()); }
 
-  /**
-   * Reconnects at once instead of waiting, also when the client is closed. A live client asks whether the service is still
-   * there, and opens a second connection beside the first unless the answer arrives within three seconds.
-   */
   reconnect() {
     if (this.state.name === "waiting" || this.state.name === "closed") this.#open();
     else this.#probe();
@@ -124,6 +115,14 @@ export class Switchyard extends Emitter {
     this.#move.cancel(1000);
     connection?.abort(1000, "closed by the page", 1000);
     this.#finish(1000, "closed by the page");
+  }
+
+  // The error of a call that nobody awaits is an event.
+  #call(run) { return Call.of(run(), (error) => { if (!this._emit("error", error)) reportUncaught(error); }); }
+
+  _listenerFailed(event, cause) {
+    reportUncaught(cause);
+    if (event !== "error") this._emit("error", new SwitchyardError("listener_failed", `a listener of ${event}: ${textOf(cause)}`, { cause }));
   }
 
   // A read changes nothing, so it is repeated on the next connection.
@@ -162,7 +161,7 @@ export class Switchyard extends Emitter {
       const protocols = [SUBPROTOCOL];
       if (token) protocols.push(tokenEntry(token));
       if (this.#session) protocols.push(`session.${this.#session}`);
-      return new WebSocket(this.#url.href, protocols);
+      return newSocket(WebSocket, this.#url.href, protocols);
     });
   }
 

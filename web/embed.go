@@ -1,6 +1,7 @@
 // Package web embeds the files for browsers: the client with its types, the page,
-// and the descriptions of the two APIs. There is no build step: the files are
-// served as they are.
+// and the descriptions of the two APIs. There is no build step: internal/pages
+// serves client.js and page.js in one file with what they import, and the others
+// as they are.
 package web
 
 import "embed"

@@ -1,6 +1,6 @@
 // The part of client.js that is one socket. Applications import client.js.
 
-import { checkedToken } from "./options.js";
+import { fetchToken } from "./options.js";
 import { JoinQueue, Pacer, encodedLength } from "./pace.js";
 
 const TOKEN_TIMEOUT = 30_000; // ms that getToken may take
@@ -26,7 +26,7 @@ export function unansweredMessage(url) {
   const from = globalThis.location?.origin;
   return `two connections to ${url.origin}${url.pathname} have failed, and a browser does not say why. Is the service there? ` +
     `${from ? `Is ${from} one of its ALLOWED_ORIGINS? ` : ""}Does it serve ${url.pathname}, or does its address have another path? ` +
-    `Does each proxy before it pass WebSockets on? See ${new URL("no-connection.html", url.href.replace(/^ws/, "http"))}`;
+    `Does each proxy before it pass WebSockets on? See ${url.origin.replace(/^ws/, "http")}${url.pathname.replace(/[^/]*$/, "")}no-connection.html`;
 }
 
 // A Connection is one WebSocket from its opening to its end, which it reports exactly once. Two are open
@@ -63,7 +63,7 @@ export class Connection {
   async open(getToken, dial) {
     try {
       this.#timer = this.#clock.setTimeout(() => this.#fail(new Error("getToken took longer than half a minute")), TOKEN_TIMEOUT);
-      const token = getToken ? checkedToken(await getToken()) : undefined;
+      const token = getToken ? await fetchToken(getToken) : undefined;
       if (this.#ended) return; // closed while the token was fetched
       this.#clock.clearTimeout(this.#timer);
       this.withoutToken = Boolean(getToken) && !token;
@@ -168,10 +168,8 @@ export class Connection {
     this.#timer = this.#clock.setTimeout(() => this.#checkTimeout(), limit - silentFor);
   }
 
-  // There is no socket. An application may throw anything.
-  #fail(error) {
-    if (!this.#ended) this.#end(1006, String(error?.message ?? error), error ?? new Error("getToken has failed"));
-  }
+  // There is no socket.
+  #fail(error) { if (!this.#ended) this.#end(1006, error.message, error); }
 
   #end(code, reason, error) {
     this.#ended = true;

@@ -29,11 +29,35 @@ export function describe(value) {
   return { undefined: "undefined", bigint: "a BigInt", object: "an object" }[typeof value] ?? `a ${typeof value}`;
 }
 
+/** Returns the text of what was thrown, which may be anything. */
+export function textOf(thrown) {
+  const text = typeof thrown === "string" ? thrown : thrown?.message;
+  return typeof text === "string" && text ? text : `it has thrown ${describe(thrown)}`;
+}
+
+/** Returns what was thrown as an Error. */
+function asError(thrown) { return thrown instanceof Error ? thrown : new Error(textOf(thrown), { cause: thrown }); }
+
 /** Returns data as JSON. */
 export function encoded(data) {
   const body = JSON.stringify(data);
   if (body === undefined) throw new TypeError("data must be a value that JSON can represent");
   return body;
+}
+
+/** Returns an id for a publish: a random UUID. */
+export function newID() {
+  const { crypto } = globalThis;
+  if (crypto?.randomUUID) return crypto.randomUUID();
+  // Pages on plain http have no randomUUID, but do have the same source of randomness. React Native and Node 18 have no
+  // crypto: an id must be unique, and need not be a secret.
+  const bytes = new Uint8Array(16);
+  if (crypto?.getRandomValues) crypto.getRandomValues(bytes);
+  else bytes.forEach((_, i) => { bytes[i] = Math.random() * 256; });
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const hex = Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, "$1-$2-$3-$4-$5");
 }
 
 // The clock of the machine. A person or NTP may set the wall clock to any time; the monotonic one may stand still while
@@ -82,17 +106,20 @@ function checkedSession(given) {
 
 /** Returns the address of the socket. It may be relative to the page, and begin with http. */
 export function checkedURL(given) {
-  const text = given instanceof URL ? given.href : optional("url", "string", given) ?? "/ws";
-  let url;
+  const text = given instanceof URL ? given.href : (optional("url", "string", given) ?? "/ws").trim();
+  let address;
   try {
-    url = new URL(text, globalThis.location?.href);
+    address = new URL(text, globalThis.location?.href).href;
   } catch {
     throw new TypeError(globalThis.location ? "url is not an address" : "url must be a whole address where there is no page, such as wss://chat.example.com/ws");
   }
-  url.protocol = url.protocol.replace("http", "ws");
-  if (!["ws:", "wss:"].includes(url.protocol)) throw new TypeError(`url must begin with ws:, wss:, http: or https:, not ${url.protocol}`);
-  url.hash = ""; // of a page's address; the class WebSocket may refuse one
-  return url;
+  // The class URL of React Native has no parts, and appends a slash: a whole address is taken as it is, without the fragment
+  // of a page's address, which the class WebSocket may refuse.
+  const isWhole = /^[a-z][a-z0-9+.-]*:\/\//i.test(text);
+  const href = (isWhole ? text : address).replace(/^http/i, "ws").replace(/#.*/s, "");
+  const [, scheme, host, path] = /^(wss?:\/\/)(?:[^/?]*@)?([^/?]+)([^?]*)/i.exec(href) ?? [];
+  if (!host) throw new TypeError(`url must begin with ws:, wss:, http: or https:, not ${address.slice(0, address.indexOf(":") + 1)}`);
+  return { href, origin: scheme + host, pathname: path || "/" };
 }
 
 /** Returns where a join starts: a position, none, or before the last messages. */
@@ -104,17 +131,38 @@ export function checkedStart(given) {
   return start;
 }
 
-/** Returns what getToken has returned, and undefined if there is no token. */
-export function checkedToken(given) {
-  if (given == null || given === "") return undefined;
-  if (typeof given !== "string") throw new TypeError(`getToken must return a string, or nothing, not ${describe(given)}`);
-  return given;
+/** Returns what getToken returns, and undefined if there is no token. Whatever getToken throws, this throws an Error. */
+export async function fetchToken(getToken) {
+  try {
+    const given = await getToken();
+    if (given == null || given === "") return undefined;
+    if (typeof given !== "string") throw new TypeError(`getToken must return a string, or nothing, not ${describe(given)}`);
+    return given;
+  } catch (thrown) {
+    throw asError(thrown);
+  }
 }
 
 /** Returns a token as an entry of a handshake's protocols. */
 export function tokenEntry(token) {
-  if (!/^[A-Za-z0-9!#$%&'*+.^_`|~-]*$/.test(token)) {
-    throw new TypeError("the token of getToken has a character that a handshake of a browser cannot carry: only letters, digits and !#$%&'*+-.^_`|~");
+  const [sign] = /[^A-Za-z0-9!#$%&'*+.^_`|~-]/u.exec(token) ?? [];
+  if (sign !== undefined) {
+    throw new TypeError(`the token of getToken has ${JSON.stringify(sign)}, which a handshake of a browser cannot carry: ` +
+      `${/^bearer /i.test(token) ? "it must be without Bearer" : "only letters, digits and !#$%&'*+-.^_`|~"}`);
   }
   return `bearer.${token}`;
+}
+
+/**
+ * Opens a socket. Throws an Error whatever its class throws, and without its text if that has one of the protocols after the
+ * first: they are secrets.
+ */
+export function newSocket(WebSocket, url, protocols) {
+  try {
+    return new WebSocket(url, protocols);
+  } catch (thrown) {
+    const error = asError(thrown);
+    const hasSecret = protocols.slice(1).some((entry) => error.message.includes(entry.slice(entry.indexOf(".") + 1)));
+    throw hasSecret ? new TypeError("the class WebSocket refuses the token or the session") : error;
+  }
 }

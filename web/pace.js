@@ -5,7 +5,10 @@ const REFUSALS_APART = 1_000; // ms at least between two refusals of a kind, aft
 // Publishes in flight at a service that reports no limits, so that it refuses no more at once. It closes after a thousand.
 const MAX_WITHOUT_LIMITS = 256;
 
-export const encodedLength = (text) => new TextEncoder().encode(text).length;
+/** The bytes of a JSON text, also where there is no TextEncoder, as in older versions of React Native. */
+export function encodedLength(text) {
+  return globalThis.TextEncoder ? new TextEncoder().encode(text).length : encodeURIComponent(text).replace(/%../g, "_").length;
+}
 
 // An Allowance is one limit of the service, as strict as the service may count: what was sent counts in full until its
 // answer arrives, because the service has counted it by then at the latest. From then on it is paid back by time.

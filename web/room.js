@@ -17,15 +17,20 @@ export class Emitter {
   /** Whether the event has, or once had, a listener. */
   _hadListener(event) { return this.#listeners.has(event); }
 
-  // A listener that throws must neither stop the others nor interrupt the client.
+  // Returns whether anybody listens. A listener that throws, at once or in its promise, must neither stop the others nor
+  // interrupt the client.
   _emit(event, ...values) {
-    for (const listener of [...(this.#listeners.get(event) ?? [])]) {
+    const failed = (error) => this._listenerFailed(event, error);
+    const listeners = [...(this.#listeners.get(event) ?? [])];
+    for (const listener of listeners) {
       try {
-        listener(...values);
+        const result = listener(...values);
+        if (typeof result?.then === "function") result.then(undefined, failed);
       } catch (error) {
-        queueMicrotask(() => { throw error; });
+        failed(error);
       }
     }
+    return listeners.length > 0;
   }
 }
 
@@ -55,6 +60,8 @@ export class Room extends Emitter {
   }
 
   _listenerAdded(event) { if (event === "message") this.#rooms.deliverHeld([this]); }
+
+  _listenerFailed(event, error) { this.#client._listenerFailed(event, error); }
 
   publish(data, options) { return this.#client.publish(this.name, data, options); }
 

@@ -1,6 +1,6 @@
 // The part of client.js that refreshes the token of an open connection. Applications import client.js.
 
-import { checkedToken } from "./options.js";
+import { fetchToken } from "./options.js";
 import { SwitchyardError } from "./outbox.js";
 
 const REFRESH_FRACTION = 0.8; // of a token's lifetime, after which the next one is fetched,
@@ -57,7 +57,7 @@ export class Tokens {
   }
 
   async #fetch(request) {
-    request.token = checkedToken(await this.#getToken()) ?? "";
+    request.token = (await fetchToken(this.#getToken)) ?? "";
     if (this.#pending.has(request.ref)) this.#send(request);
   }
 
@@ -95,7 +95,7 @@ export class Tokens {
     this.#timer = this.#clock.setTimeout(() => {
       this.refresh().catch((error) => {
         if (connection !== this.#connection) return;
-        this.#onError(error instanceof Error ? error : new SwitchyardError("connect_failed", String(error), { cause: error }));
+        this.#onError(error);
         this.#schedule();
       });
     }, left * (REFRESH_FRACTION - REFRESH_JITTER * this.#random()));

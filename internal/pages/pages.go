@@ -23,6 +23,11 @@ var contentTypes = map[string]string{
 
 const indexName = "index.html"
 
+// bundles are the files that browsers load by name, each with what it imports. The files
+// that they import are served, too: the client.js and page.js of the release before ask
+// for them.
+var bundles = []string{"client.js", "page.js"}
+
 // Handlers returns a handler for each file, by the path that it is served under. open
 // says whether the service is open to everybody, which the page then warns of.
 func Handlers(open bool) map[string]http.HandlerFunc {
@@ -35,6 +40,9 @@ func Handlers(open bool) map[string]http.HandlerFunc {
 		content, err := web.Files.ReadFile(e.Name())
 		if err != nil {
 			panic(err)
+		}
+		if slices.Contains(bundles, e.Name()) {
+			content = bundled(web.Files, e.Name())
 		}
 		if e.Name() == indexName {
 			all["/"] = file(indexName, indexPage(content, open))

@@ -3,7 +3,10 @@ package browser
 import (
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"slices"
+	"strings"
 	"testing"
 
 	"switchyard/internal/testkit"
@@ -15,7 +18,7 @@ import (
 func testClientModules(t *testing.T, e *env) {
 	server := httptest.NewServer(repository())
 	defer server.Close()
-	for _, module := range []string{"behaviors", "golden", "reconnecting", "requests", "arguments", "alive", "listeners", "observer", "presence_list", "move_model"} {
+	for _, module := range []string{"behaviors", "golden", "reconnecting", "requests", "arguments", "alive", "listeners", "unhandled", "observer", "presence_list", "move_model"} {
 		t.Run(module, func(t *testing.T) {
 			window := e.browser.Open(t, server.URL+"/")
 			type result struct{ Name, Error string }
@@ -63,6 +66,32 @@ func repository() http.Handler {
 		_, _ = w.Write([]byte("<!doctype html><title>tests</title><link rel=icon href=/web/icon.svg>"))
 	})
 	return files
+}
+
+// During a deploy the files of two releases are served. The page and the client work,
+// although the other release exports something else.
+func testFilesOfTwoReleasesAreNotMixed(t *testing.T, e *env) {
+	target, err := url.Parse(e.server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := httputil.NewSingleHostReverseProxy(target)
+	both := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if name := r.URL.Path; strings.HasSuffix(name, ".js") && name != "/client.js" && name != "/page.js" {
+			w.Header().Set("Content-Type", "text/javascript")
+			_, _ = w.Write([]byte("export const ofAnotherRelease = true;"))
+			return
+		}
+		forward.ServeHTTP(w, r)
+	}))
+	defer both.Close()
+	w := openPage(t, e.browser, both.URL+"/#mixed", "ada")
+	typeMessage(w, "hello")
+	waitForRows(w, 1)
+	names := chromium.Eval[string](w, `import("/client.js").then((m) => Object.keys(m).join(" "))`)
+	if names != "Switchyard SwitchyardError afterClose" {
+		t.Errorf("client.js exports %q", names)
+	}
 }
 
 // When an operator lowers ID_WINDOW, clients resend for a shorter time.

@@ -32,6 +32,8 @@ func TestInChromium(t *testing.T) {
 		{"ThePageFitsEveryScreen", testThePageFitsEveryScreen},
 		{"NothingIsLostWhenTheServerDies", testNothingIsLostWhenTheServerDies},
 		{"ThePageShowsWhoIsInTheRoom", testThePageShowsWhoIsInTheRoom},
+		{"FilesOfTwoReleasesAreNotMixed", testFilesOfTwoReleasesAreNotMixed},
+		{"APageHeldUpByADialogLosesNothing", testAPageHeldUpByADialogLosesNothing},
 		{"TheWelcomeHasTheIDWindow", testTheWelcomeHasTheIDWindow},
 		{"PublishesAtOnceKeepTheirOrder", testPublishesAtOnceKeepTheirOrder},
 		{"ASilentPathIsNoticedWhenTheNetworkComesBack", testASilentPathIsNoticedWhenTheNetworkComesBack},

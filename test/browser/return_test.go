@@ -24,6 +24,25 @@ func testASilentPathIsNoticedWhenTheNetworkComesBack(t *testing.T, e *env) {
 	}
 }
 
+// While a dialog is open or a script runs, the page takes no message: here for longer than two
+// heartbeats. It reconnects once at most, and loses nothing.
+func testAPageHeldUpByADialogLosesNothing(t *testing.T, e *env) {
+	server := testkit.StartServer(t, map[string]string{"HEARTBEAT": "1s"})
+	w := openPage(t, e.browser, server.URL()+"/#dialog", "ada")
+	other := openPage(t, e.browser, server.URL()+"/#dialog", "bob")
+	chromium.Eval[bool](other, `setTimeout(() => document.getElementById("burst").click(), 1000) > 0`)
+	chromium.Eval[bool](w, `(() => {
+		document.getElementById("burst").click();
+		for (const end = performance.now() + 2100; performance.now() < end;) { /* as alert() does */ }
+		return true;
+	})()`)
+	waitForRows(w, 40)
+	w.Until(clean + ` && document.body.dataset.state === "live" && document.getElementById("received").textContent === "40"`)
+	if got := chromium.Eval[string](w, `document.getElementById("f-returns").textContent`); got != "0 times" && got != "once" {
+		t.Errorf("it reconnected %s", got)
+	}
+}
+
 // A reload continues the session, so that others see nobody twice, and a copy of the tab
 // gets a session of its own.
 func testThePageKeepsItsSessionOverAReload(t *testing.T, e *env) {

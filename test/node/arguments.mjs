@@ -158,6 +158,14 @@ export const tests = {
       "throws a string": () => { throw "boom"; }, // eslint-disable-line no-throw-literal
       "rejects": () => Promise.reject(new Error("boom")),
       "rejects with nothing": () => Promise.reject(), // eslint-disable-line prefer-promise-reject-errors
+      "rejects with null": () => Promise.reject(null), // eslint-disable-line prefer-promise-reject-errors
+      "rejects with an empty text": () => Promise.reject(""), // eslint-disable-line prefer-promise-reject-errors
+      "throws zero": () => { throw 0; }, // eslint-disable-line no-throw-literal
+      "throws a symbol": () => { throw Symbol("boom"); }, // eslint-disable-line no-throw-literal
+      "throws an object without a text": () => { throw Object.create(null); },
+      "throws an object whose message is one": () => { throw { message: {} }; }, // eslint-disable-line no-throw-literal
+      "is a thenable that rejects": () => ({ then: (_, reject) => reject() }),
+      "is a thenable that throws": () => ({ then: () => { throw null; } }), // eslint-disable-line no-throw-literal
       "returns a number": () => 5,
       "returns an object": async () => ({ token: "t" }),
       "returns a boolean": () => false,
@@ -167,13 +175,113 @@ export const tests = {
     for (const [name, fail] of Object.entries(failures)) {
       let getToken = fail;
       const { client, clock, errors, Sockets } = start({ getToken: () => getToken() });
+      const causes = [];
+      client.on("error", ({ cause }) => causes.push(cause instanceof Error && cause.message !== ""));
       await settlePromises();
+      equal(causes, [true], `${name}: whether the cause is an error with a text`);
       equal([errors.map((e) => e.split(":")[0]), Sockets.all.length, client.state.name], [["connect_failed"], 0, "waiting"], name);
       getToken = () => "t";
       await clock.advance(500);
       equal(Sockets.last?.protocols, ["switchyard.v1", "bearer.t"], `${name}: the protocols after that`);
       client.close();
     }
+  },
+
+  async "a getToken that fails ten times is asked again until it works"() {
+    let calls = 0;
+    const { client, clock, errors, Sockets } = start({ getToken: async () => { if (++calls <= 10) throw new Error("no net"); return "t"; } });
+    await settlePromises();
+    for (let i = 0; i < 10; i++) await clock.advance(Math.min(20_000, 500 * 2 ** i) / 2);
+    equal([calls, errors.length, Sockets.last?.protocols], [11, 10, ["switchyard.v1", "bearer.t"]], "calls, errors and the protocols of the socket");
+    client.close();
+  },
+
+  async "a token that a handshake cannot carry is told by what is wrong, and never by its value"() {
+    const secret = "eyJhbGciOiJIUzI1NiJ9.c2VjcmV0";
+    const wrong = { [`Bearer ${secret}`]: "Bearer", [`${secret}==`]: '"="', [`${secret}\n`]: '"\\n"', [`é${secret}`]: '"é"', [`${secret}/😀`]: '"/"' };
+    for (const [token, word] of Object.entries(wrong)) {
+      const { client, clock, Sockets } = start({ getToken: () => token });
+      const told = [];
+      client.on("error", (error) => told.push(error.message, error.stack, String(error.cause?.stack)));
+      await settlePromises();
+      await clock.advance(60_000);
+      equal([told.length > 3, told[0].includes(word), Sockets.all.length], [true, true, 0], `told ${told[0]}; sockets`);
+      equal(told.filter((text) => text.includes(secret)), [], "texts with the token");
+      client.close();
+    }
+  },
+
+  async "what the class WebSocket throws is told without the token and the session in it"() {
+    for (const kind of ["Error", "text"]) {
+      const told = [];
+      const WebSocket = class {
+        constructor(url, protocols) {
+          const text = `invalid or duplicated: ${protocols}`;
+          throw kind === "text" ? text : new SyntaxError(text);
+        }
+      };
+      const { client } = start({ WebSocket, getToken: () => "eyJ.token", session: "abc.secret" });
+      client.on("error", (error) => told.push(error.message, error.stack, String(error.cause?.stack), String(error.cause?.cause)));
+      await settlePromises();
+      equal([told.length, told.filter((text) => /eyJ|abc/.test(text))], [4, []], "told, and texts with a secret");
+      client.close();
+    }
+  },
+
+  async "an address needs no part of the class URL that React Native lacks"() {
+    const real = globalThis.URL;
+    const lacks = () => { throw new Error("URL: not implemented"); };
+    globalThis.URL = class { // as in React Native, with the slash that it appends
+      constructor(text) { this.text = text; }
+      get href() { return this.text.endsWith("/") ? this.text : `${this.text}/`; }
+      get protocol() { return lacks(); }
+      get host() { return lacks(); }
+      get origin() { return lacks(); }
+      get pathname() { return lacks(); }
+      get hash() { return lacks(); }
+    };
+    try {
+      const { client, clock, errors, Sockets } = start();
+      for (let i = 0; i < 2; i++) {
+        Sockets.last.closeWith(1006);
+        await clock.advance(20_000);
+      }
+      equal([Sockets.last.url, errors.length, errors[0].includes("http://host/no-connection.html")], ["ws://host/ws", 1, true], "address and errors");
+      client.close();
+    } finally {
+      globalThis.URL = real;
+    }
+  },
+
+  async "an address is taken as it is, but for its scheme and its fragment"() {
+    const wanted = {
+      "https://host/ws?a=b#top": "wss://host/ws?a=b", "HTTP://host:1/chat/ws": "ws://host:1/chat/ws", " wss://host/ws ": "wss://host/ws",
+      "ws://[::1]:8000/ws": "ws://[::1]:8000/ws", "wss://host": "wss://host", "ws?x=y": `ws://${location.host}/ws?x=y`, "//other/ws": "ws://other/ws",
+    };
+    for (const [url, want] of Object.entries(wanted)) {
+      const Sockets = fakeSockets();
+      Switchyard.connect(url, { WebSocket: Sockets, clock: new FakeClock() }).close();
+      equal(Sockets.last.url, want, url);
+    }
+    const whole = new URL("https://host/ws#top");
+    const Sockets = fakeSockets();
+    Switchyard.connect(whole, { WebSocket: Sockets, clock: new FakeClock() }).close();
+    equal([Sockets.last.url, whole.href], ["wss://host/ws", "https://host/ws#top"], "of a URL, which stays as it is");
+  },
+
+  async "the user and password of an address are in no error"() {
+    const Sockets = fakeSockets();
+    const clock = new FakeClock();
+    const client = Switchyard.connect("ws://ada:pass@host/chat/ws?key=secret", { WebSocket: Sockets, clock, random: () => 0.5 });
+    const errors = [];
+    client.on("error", ({ message }) => errors.push(message));
+    for (let i = 0; i < 2; i++) {
+      Sockets.last.closeWith(1006);
+      await clock.advance(20_000);
+    }
+    const words = ["ada", "pass@", "key=", "secret"];
+    equal([errors.length, errors[0].includes("http://host/chat/no-connection.html"), words.filter((w) => errors[0].includes(w))], [1, true, []], errors[0]);
+    client.close();
   },
 
   async "a getToken that does not return is told after half a minute"() {
@@ -212,6 +320,11 @@ export const tests = {
     getToken = () => Promise.reject(); // eslint-disable-line prefer-promise-reject-errors
     await clock.advance(80_000);
     equal([errors.length > 0, client.state.name, Sockets.last.sentOf("auth")], [true, "live", []], "told, state and sent");
+    for (const wrong of [undefined, null, 0, "text", Object.create(null)]) {
+      getToken = () => Promise.reject(wrong); // eslint-disable-line prefer-promise-reject-errors
+      const thrown = await client.refreshToken().then(() => "nothing", (error) => error);
+      equal([thrown instanceof Error, thrown.message !== ""], [true, true], "whether a refresh rejects with an error that has a text");
+    }
   },
 };
 

@@ -3,15 +3,16 @@
 /** A clock for client.js. Time stands still until advance is called. */
 export class FakeClock {
   wallOffset = 0; // ms that the wall clock is ahead
-  #now = 0; #timers = new Map(); #last = 0;
+  #now = 0; #timers = new Set();
 
   now() { return this.#now; }
 
   wall() { return this.#now + this.wallOffset; }
 
   setTimeout(callback, ms) {
-    this.#timers.set(++this.#last, { at: this.#now + ms, callback });
-    return this.#last;
+    const timer = { at: this.#now + ms, callback };
+    this.#timers.add(timer);
+    return timer;
   }
 
   clearTimeout(timer) { this.#timers.delete(timer); }
@@ -22,15 +23,22 @@ export class FakeClock {
   async advance(ms) {
     const end = this.#now + ms;
     for (;;) {
-      const due = [...this.#timers].filter(([, t]) => t.at <= end).sort((a, b) => a[1].at - b[1].at)[0];
+      const due = this.#firstUntil(end);
       if (!due) break;
-      this.#timers.delete(due[0]);
-      this.#now = Math.max(this.#now, due[1].at);
-      due[1].callback();
+      this.#timers.delete(due);
+      this.#now = Math.max(this.#now, due.at);
+      due.callback();
       await settlePromises();
     }
     this.#now = end;
     await settlePromises();
+  }
+
+  // The timer that fires first, if one does until then. Of two at one time it is the older one.
+  #firstUntil(end) {
+    let first = null;
+    for (const timer of this.#timers) if (timer.at <= end && !(timer.at >= first?.at)) first = timer;
+    return first;
   }
 }
 

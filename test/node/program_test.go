@@ -7,14 +7,21 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"switchyard/internal/testkit"
+	"switchyard/internal/testkit/fakeservice"
 )
 
 // debianModules is where Debian's package node-ws is.
@@ -30,6 +37,8 @@ type nodeProgram struct {
 	ended  sync.Once
 	// messages are those that were printed so far.
 	messages []string
+	// last are the lines that were printed between the last expected one and the end.
+	last []string
 }
 
 // socketClasses returns the classes that programs use here: that of the package ws, and
@@ -45,13 +54,14 @@ func socketClasses(t *testing.T) []string {
 	return []string{"ws", "own"}
 }
 
-func startNodeProgram(t *testing.T, kind, url string) *nodeProgram {
+// startNodeProgram starts the program with a class for its sockets. manner is how it uses the client.
+func startNodeProgram(t *testing.T, kind, url string, manner ...string) *nodeProgram {
 	t.Helper()
 	node, err := exec.LookPath("node")
 	if err != nil {
 		t.Fatalf("Node is missing, Debian's package nodejs (18 or newer): %v", err)
 	}
-	args := []string{"program.mjs", kind, url}
+	args := append([]string{"program.mjs", kind, url}, manner...)
 	if kind == "own" { // Node 20 and 21 have the class of Node 22 behind a flag
 		args = append([]string{"--experimental-websocket"}, args...)
 	}
@@ -111,23 +121,27 @@ func (p *nodeProgram) expect(want string) {
 	}
 }
 
-func (p *nodeProgram) publish(text string, seq int) {
+func (p *nodeProgram) write(line string) {
 	p.t.Helper()
-	if _, err := fmt.Fprintln(p.input, text); err != nil {
+	if _, err := fmt.Fprintln(p.input, line); err != nil {
 		p.t.Fatal(err)
 	}
+}
+
+func (p *nodeProgram) publish(text string, seq int) {
+	p.t.Helper()
+	p.write(text)
 	p.expect(fmt.Sprintf("ack %s %d", text, seq))
 }
 
 // expectEnd closes the client, and waits until Node ends by itself.
 func (p *nodeProgram) expectEnd() {
 	p.t.Helper()
-	if _, err := fmt.Fprintln(p.input, "close"); err != nil {
-		p.t.Fatal(err)
-	}
+	p.write("close")
 	_ = p.input.Close()
 	p.ended.Do(func() {
-		for range p.lines { // until the output ends
+		for line := range p.lines { // until the output ends
+			p.last = append(p.last, line)
 		}
 		if err := p.cmd.Wait(); err != nil {
 			p.t.Errorf("Node ended with %v: %s", err, &p.stderr)
@@ -199,6 +213,136 @@ func TestANodeProgramIsRefusedAndClosed(t *testing.T) {
 			connecting.expectEnd()
 		})
 	}
+}
+
+// A socket that is given up while it connects is no error that ends the program: not when
+// no answer comes in time, nor when a move to it is canceled.
+func TestANodeProgramGivesUpASocketThatConnects(t *testing.T) {
+	for _, kind := range socketClasses(t) {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and says nothing
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = silent.Close() }()
+			p := startNodeProgram(t, kind, "ws://"+silent.Addr().String()+"/ws", "fast")
+			p.expect("state waiting")
+			p.expect("state connecting")
+			p.expect("state waiting")
+			p.expectEnd()
+
+			var accepted atomic.Bool
+			first, handshakes, done := make(chan *fakeservice.Conn, 1), make(chan struct{}, 10), make(chan struct{})
+			service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				handshakes <- struct{}{}
+				if accepted.Swap(true) {
+					<-done // no answer
+					return
+				}
+				conn, err := fakeservice.Accept(t, w, r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				first <- conn
+				conn.Queue(`{"type":"welcome","session":"s","resumed":false,"user":null,"node":"n1","color":"blue","deployment":"d1","version":"1","heartbeat_ms":600000,"max_frame":65536}`)
+				conn.Serve(func(f fakeservice.Frame) bool {
+					if f.Type == "join" {
+						conn.Queue(f.Joined("e1", 0))
+					}
+					return true
+				})
+			}))
+			defer service.Close()
+			defer close(done)
+			moving := startNodeProgram(t, kind, "ws"+strings.TrimPrefix(service.URL, "http")+"/ws")
+			moving.expect("state live")
+			conn := testkit.Receive(t, "the first connection", first)
+			// Each request to move cancels the one before it, whose socket connects.
+			for _, avoid := range []string{"n1", "n2", "n3"} {
+				testkit.Receive(t, "a handshake", handshakes)
+				conn.Queue(fmt.Sprintf(`{"type":"move","after_ms":0,"deadline_ms":600000,"avoid":{"node":%q},"reason":"drain"}`, avoid))
+			}
+			testkit.Receive(t, "the last handshake", handshakes)
+			moving.expectEnd()
+		})
+	}
+}
+
+// A program lives on while a proxy answers each handshake with 502.
+func TestANodeProgramOutlivesAProxyWithoutAService(t *testing.T) {
+	for _, kind := range socketClasses(t) {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			server := testkit.StartServer(t, nil)
+			target, err := url.Parse(server.URL())
+			if err != nil {
+				t.Fatal(err)
+			}
+			forward := httputil.NewSingleHostReverseProxy(target)
+			refusals := map[string]int64{"ws": 20, "own": 4}[kind] // each takes half a second with Node's own class
+			var requests atomic.Int64
+			proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if requests.Add(1) <= refusals {
+					http.Error(w, "Bad Gateway", http.StatusBadGateway)
+					return
+				}
+				forward.ServeHTTP(w, r)
+			}))
+			defer proxy.Close()
+			p := startNodeProgram(t, kind, "ws"+strings.TrimPrefix(proxy.URL, "http")+"/ws")
+			p.expect("error connect_failed")
+			p.expect("state live")
+			p.publish("one", 1)
+			p.expectEnd()
+			if n := requests.Load(); n <= refusals {
+				t.Errorf("it was live after %d requests", n)
+			}
+		})
+	}
+}
+
+// A program whose listeners throw, and that awaits none of its publishes, lives on: it gets
+// every message, and is told what failed.
+func TestACarelessNodeProgramLivesOn(t *testing.T) {
+	t.Parallel()
+	server := testkit.StartServer(t, nil)
+	proxy := testkit.NewProxy(t, server.Addr)
+	p := startNodeProgram(t, "ws", "ws://"+proxy.Addr()+"/ws", "careless")
+	p.expect("state live")
+	p.write("one")
+	p.expect("message one")
+	p.expect("error listener_failed")
+	p.write("two")
+	p.expect("message two")
+	p.write(strings.Repeat("x", 100_000))
+	p.expect("error too_large")
+	proxy.Retarget("127.0.0.1:1")
+	proxy.Cut()
+	p.expect("state waiting")
+	p.write("three")
+	p.expectEnd()
+	if !slices.Contains(p.last, "error closed") {
+		t.Errorf("before its end it printed %q, want the error of the publish that nobody awaits", p.last)
+	}
+}
+
+// The client needs nothing that React Native lacks.
+func TestANodeProgramWithTheGlobalsOfReactNative(t *testing.T) {
+	t.Parallel()
+	server := testkit.StartServer(t, nil)
+	proxy := testkit.NewProxy(t, "127.0.0.1:1")
+	p := startNodeProgram(t, "native", "http://"+proxy.Addr()+"/ws")
+	p.expect("error connect_failed") // after the second attempt
+	proxy.Retarget(server.Addr)
+	p.expect("state live")
+	p.publish("one", 1)
+	proxy.Cut()
+	p.expect("state waiting")
+	p.expect("state live")
+	p.publish("two", 2)
+	p.expectEnd()
 }
 
 // Without a class for its sockets a program ends at once, with an error that names what is missing.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -106,6 +107,16 @@ func TestRedisURLsOfServersSentinelsAndClustersAreAccepted(t *testing.T) {
 		clearSettings(t)
 		t.Setenv("REDIS_URL", url)
 		if cfg, err := Load(); err != nil || cfg.Broker.URL.Reveal() != url {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+}
+
+func TestDatabaseURLsOfSeveralHostsAreAccepted(t *testing.T) {
+	for _, url := range []string{"postgres://u@a:5432,b:5433/d", "postgres://u:p@a,b:5433/d?target_session_attrs=read-write", "postgresql://[::1]:5432,b/d"} {
+		clearSettings(t)
+		t.Setenv("DATABASE_URL", url)
+		if cfg, err := Load(); err != nil || cfg.Store.URL.Reveal() != url {
 			t.Errorf("%s: %v", url, err)
 		}
 	}
@@ -302,6 +313,42 @@ func TestSecretsAreReadFromFiles(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), wantErr) {
 			t.Errorf("%q is not in: %v", wantErr, err)
 		}
+	}
+}
+
+// A password is rotated: its file is written again, in place or as Kubernetes does it,
+// by a link to another one.
+func TestASecretIsReadFromItsFileAgain(t *testing.T) {
+	clearSettings(t)
+	t.Setenv("DATABASE_URL_FILE", "")
+	t.Setenv("DATABASE_URL", "postgres://u:first@h/d")
+	if Reread("DATABASE_URL") != nil {
+		t.Error("a variable is said to have a file")
+	}
+	t.Setenv("DATABASE_URL", "")
+	path := filepath.Join(t.TempDir(), "url")
+	t.Setenv("DATABASE_URL_FILE", `"`+path+`"`)
+	write := func(content string) {
+		next := filepath.Join(t.TempDir(), "next")
+		if err := errors.Join(os.WriteFile(next, []byte(content), 0o600), os.RemoveAll(path), os.Symlink(next, path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("postgres://u:first@h/d")
+	reread := Reread("DATABASE_URL")
+	write("postgres://other:second@h/d\n")
+	if got, err := reread(); err != nil || got != "postgres://other:second@h/d" {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, half := range []string{"", "postgr", "postgres://u:hush@hush@h/d"} {
+		write(half)
+		if _, err := reread(); err == nil || !strings.Contains(err.Error(), "DATABASE_URL_FILE: ") || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%q: %v", half, err)
+		}
+	}
+	t.Setenv("DATABASE_URL_FILE", "/dev/zero")
+	if Reread("DATABASE_URL") != nil {
+		t.Error("a device is read again")
 	}
 }
 

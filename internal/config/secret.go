@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -43,6 +44,26 @@ func (s Secret) MarshalJSON() ([]byte, error) {
 		return nil, fmt.Errorf("encode a hidden secret: %w", err)
 	}
 	return b, nil
+}
+
+// Reread returns a function that reads a setting from its file again, and checks it, as
+// Load has done: passwords are replaced while the service runs. It returns nil if the
+// setting is not read from a file, or from a pipe, which has its text only once.
+func Reread(name string) func() (string, error) {
+	path, _, _ := clean(name+fileSuffix, os.Getenv(name+fileSuffix))
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	return func() (string, error) {
+		var cfg Config
+		for s := range settings(&cfg) {
+			if s.name() == name {
+				err := s.read()
+				return s.value.String(), err
+			}
+		}
+		return "", fmt.Errorf("%s is no setting", name)
+	}
 }
 
 // documentedSecrets are the examples of this documentation and of jwt.io, where many

@@ -235,6 +235,8 @@ func checkMigrationRights(ctx context.Context, conn *pgx.Conn) error {
 	case !owned:
 		return missing("the tables belong to the role "+quote(owner)+", and "+quote(role)+" may not migrate them",
 			"GRANT "+quote(owner)+" TO "+quote(role)+asOwner)
+	case migrated:
+		return advanceIDs(ctx, conn, "goose_db_version")
 	}
 	return nil
 }

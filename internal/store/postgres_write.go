@@ -208,6 +208,7 @@ func (w *pgWriter) resetAfter(ctx context.Context, err error) error {
 	case errors.As(err, &locked):
 	case w.isDataError(err):
 		w.rollback(ctx)
+		err = w.advanceRoomIDs(ctx, err)
 	default:
 		err = w.explain(ctx, err)
 		w.close() // its state is unknown: the next attempt opens and verifies a new one

@@ -100,7 +100,7 @@ type pgWriter struct {
 // connect opens and verifies a connection, and prepares its statements.
 func (w *pgWriter) connect(ctx context.Context) error {
 	config := w.p.conn.Copy()
-	w.p.readTLSFiles(config)
+	w.p.refresh(config)
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		w.p.makeRoom(err)

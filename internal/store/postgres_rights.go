@@ -30,7 +30,7 @@ var tableRights = map[string][]string{
 // functionRights are the functions that a server's administrator may have taken
 // from PUBLIC.
 var functionRights = []string{
-	"pg_control_system()", "pg_current_wal_lsn()", "pg_current_wal_flush_lsn()", "pg_walfile_name(pg_lsn)",
+	"pg_control_system()", "pg_current_wal_lsn()", "pg_current_wal_flush_lsn()", "pg_last_wal_replay_lsn()", "pg_walfile_name(pg_lsn)",
 }
 
 // checkRights connects once and returns an operatorError for the first thing

@@ -193,6 +193,7 @@ func (a *App) openLog(ctx context.Context) error {
 	}
 	cfg := store.Config{
 		URL:            url,
+		ReadURL:        config.Reread("DATABASE_URL"),
 		MaxConns:       c.MaxConns,
 		ConnLifetime:   c.ConnLifetime,
 		AppendWorkers:  c.Lanes,

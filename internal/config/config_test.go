@@ -112,6 +112,16 @@ func TestRedisURLsOfServersSentinelsAndClustersAreAccepted(t *testing.T) {
 	}
 }
 
+func TestDatabaseURLsOfSeveralHostsAreAccepted(t *testing.T) {
+	for _, url := range []string{"postgres://u@a:5432,b:5433/d", "postgresql://u:p@a,b:5433/d?target_session_attrs=read-write"} {
+		clearSettings(t)
+		t.Setenv("DATABASE_URL", url)
+		if cfg, err := Load(); err != nil || cfg.Store.URL.Reveal() != url {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+}
+
 // mistakes are wrong values of each setting, and a part of the error.
 var mistakes = []struct{ name, value, wantErr string }{
 	{"LISTEN_ADDR", "8000", "host:port"},

@@ -15,8 +15,9 @@ Generated from internal/config by ` + "`make docs`" + `; a test keeps it up to d
 Every setting is an environment variable. With a wrong one the service does not start:
 it prints a line for each mistake and exits with 1. A secret can also be read from a
 file: set the variable with ` + "`_FILE`" + ` appended to its name to the path of the file
-(setting both is a mistake). Such a file is read once, at the start: after a change, deploy
-again. Secrets are never printed, and neither is any value with an
+(setting both is a mistake). Those of ` + "`DATABASE_URL` and `REDIS_URL`" + ` are read again for each new
+connection, with another user and password if they have changed; after any other change,
+deploy again. Secrets are never printed, and neither is any value with an
 ` + "`@`" + `, since it may have a password.
 
 **Values.** White space, one pair of quotes and a mark of an editor around a value, which

@@ -57,6 +57,7 @@ type appendWorker struct {
 	pending     *pendingQuota
 	outage      *outage
 	timeout     time.Duration // Config.AppendTimeout
+	pingTimeout time.Duration
 	onCompleted func([]*message.Publication)
 
 	// ctx ends when a Close has run out of time: every attempt and every wait
@@ -227,7 +228,7 @@ func (w *appendWorker) ping() {
 	if time.Since(time.Unix(0, w.lastOK.Load())) < pingEvery {
 		return
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, w.timeout/5)
+	ctx, cancel := context.WithTimeout(w.ctx, w.pingTimeout)
 	defer cancel()
 	began := time.Now()
 	err := w.writer.ping(ctx)

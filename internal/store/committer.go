@@ -34,7 +34,7 @@ func newCommitter(cfg Config, m *metrics, writers []writer, batchWriter atomicWr
 	out := &outage{log: cfg.Logger, down: map[*appendWorker]exchange{}}
 	for _, bw := range writers {
 		w := &appendWorker{
-			log: cfg.Logger, m: m, pending: quota, outage: out, timeout: cfg.AppendTimeout, writer: bw,
+			log: cfg.Logger, m: m, pending: quota, outage: out, timeout: cfg.AppendTimeout, pingTimeout: cfg.pingTimeout, writer: bw,
 			wake: make(chan struct{}, 1), done: make(chan struct{}), seen: map[idKey]*queuedPublication{},
 		}
 		w.ctx, w.cancel = context.WithCancel(context.Background())

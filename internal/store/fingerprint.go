@@ -29,6 +29,7 @@ type serverIdentity struct {
 	timeline   string
 	tables     string // oid of the table messages; a restored dump has a different one
 	wal        int64  // flushed WAL position, in bytes
+	replayed   int64  // WAL position at which recovery ended; 0 if it started without
 }
 
 // fingerprint returns the value of meta.fingerprint while the epoch is valid.
@@ -44,6 +45,7 @@ SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page
        current_setting('synchronous_commit'),
        CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) ELSE '' END,
        CASE WHEN NOT pg_is_in_recovery() THEN (pg_current_wal_flush_lsn() - '0/0')::bigint ELSE 0 END,
+       coalesce((pg_last_wal_replay_lsn() - '0/0')::bigint, 0),
        (SELECT system_identifier::text FROM pg_control_system()) || '/' ||
        (SELECT oid::text FROM pg_database WHERE datname = current_database()),
        coalesce(to_regclass('messages')::oid::text, '')`
@@ -64,7 +66,7 @@ func (p *Postgres) verifyServer(ctx context.Context, conn *pgx.Conn) (id serverI
 	seen := p.wal.load()
 	var replica bool
 	var fsync, fullPageWrites, synchronousCommit string
-	err = conn.QueryRow(ctx, sqlServerIdentity).Scan(&replica, &fsync, &fullPageWrites, &synchronousCommit, &id.timeline, &id.wal, &id.databaseID, &id.tables)
+	err = conn.QueryRow(ctx, sqlServerIdentity).Scan(&replica, &fsync, &fullPageWrites, &synchronousCommit, &id.timeline, &id.wal, &id.replayed, &id.databaseID, &id.tables)
 	if err != nil {
 		return id, "", fmt.Errorf("identify the database: %w", err)
 	}
@@ -106,12 +108,12 @@ func checkServerSettings(replica bool, fsync, fullPageWrites, synchronousCommit 
 // ensureEpoch begins a new epoch unless the database is the one that the stored
 // fingerprint describes, and has not lost WAL that this node had seen. It returns the
 // epoch.
-func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIdentity, seen int64) (epoch string, err error) {
+func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIdentity, seen seenWAL) (epoch string, err error) {
 	var stored string
 	if err := conn.QueryRow(ctx, `SELECT epoch, fingerprint FROM meta`).Scan(&epoch, &stored); err != nil {
 		return "", fmt.Errorf("read the epoch: %w", err)
 	}
-	if stored == id.fingerprint() && id.wal >= seen && p.wal.accept(epoch, id.wal) {
+	if stored == id.fingerprint() && !seen.isMissing(id) && p.wal.accept(epoch, id) {
 		return epoch, nil
 	}
 	p.beginning.Lock()
@@ -127,7 +129,7 @@ func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIde
 		// fingerprint may be the same. If another connection has begun a new epoch for
 		// that, its position counts.
 		over := p.wal.isOver(epoch)
-		lost := over || id.wal < min(seen, p.wal.load())
+		lost := over || seen.isMissing(id) && p.wal.load().isMissing(id)
 		switch {
 		case stored == id.fingerprint() && (!lost || epoch != before && !over): // another connection, or node, has begun the new epoch
 			return nil
@@ -158,7 +160,7 @@ func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIde
 	if err != nil {
 		return "", err
 	}
-	p.wal.accept(epoch, id.wal)
+	p.wal.accept(epoch, id)
 	return epoch, nil
 }
 
@@ -169,21 +171,35 @@ func differsOnlyInTimeline(stored string, id serverIdentity) bool {
 	return len(parts) == 4 && parts[0]+"/"+parts[1] == id.databaseID && parts[3] == id.tables
 }
 
-// A walPosition is the highest flushed WAL position that this node has seen in an epoch,
-// in bytes. It begins anew with each epoch: WAL that was missing when an epoch began is
-// not missing again for the next connection. It is safe for concurrent use, and its
-// lock is a leaf.
-type walPosition struct {
-	mu       sync.Mutex
-	epoch    string
+// seenWAL is the highest WAL position that a node has seen flushed, in bytes, and the
+// timeline of the server that it saw last.
+type seenWAL struct {
+	timeline string
 	position int64
-	over     map[string]bool // the epochs before this one
 }
 
-func (w *walPosition) load() int64 {
+// isMissing reports whether a server lacks WAL that was seen. A promoted standby has
+// written WAL of its own since, so what it had replayed before counts. The timeline of
+// a primary that was replaced is the lower one: it lacks what its successor has stored.
+func (s seenWAL) isMissing(id serverIdentity) bool {
+	promoted := id.timeline > s.timeline && id.replayed > 0
+	return id.wal < s.position || promoted && id.replayed < s.position || id.timeline < s.timeline
+}
+
+// A walPosition is the WAL that this node has seen in an epoch. It begins anew with each
+// epoch: WAL that was missing when an epoch began is not missing again for the next
+// connection. It is safe for concurrent use, and its lock is a leaf.
+type walPosition struct {
+	mu    sync.Mutex
+	epoch string
+	seen  seenWAL
+	over  map[string]bool // the epochs before this one
+}
+
+func (w *walPosition) load() seenWAL {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.position
+	return w.seen
 }
 
 // isOver reports whether another epoch has followed this one.
@@ -198,13 +214,13 @@ func (w *walPosition) raise(epoch string, position int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if epoch == w.epoch {
-		w.position = max(w.position, position)
+		w.seen.position = max(w.seen.position, position)
 	}
 }
 
 // accept begins anew if a verified server has another epoch, and raises the position
 // otherwise. It returns false, and changes nothing, if the epoch is over.
-func (w *walPosition) accept(epoch string, position int64) bool {
+func (w *walPosition) accept(epoch string, id serverIdentity) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.over[epoch] {
@@ -215,9 +231,9 @@ func (w *walPosition) accept(epoch string, position int64) bool {
 			w.over = make(map[string]bool)
 		}
 		w.over[w.epoch] = true
-		w.epoch, w.position = epoch, 0
+		w.epoch, w.seen = epoch, seenWAL{}
 	}
-	w.position = max(w.position, position)
+	w.seen = seenWAL{timeline: id.timeline, position: max(w.seen.position, id.wal)}
 	return true
 }
 

@@ -23,7 +23,7 @@ type Postgres struct {
 	cfg    Config
 	m      *metrics
 	conn   *pgx.ConnConfig // of the writers
-	tls    tlsFiles
+	url    urlFiles
 	repair *connPool // for the commit feed, heads, repairs, pruning and retention: readers cannot starve them
 	reads  *connPool
 	wal    walPosition
@@ -59,10 +59,13 @@ func OpenPostgres(ctx context.Context, c Config) (*Postgres, error) {
 		return nil, urlError(err, "postgres://user:password@host:5432/database")
 	}
 	p := &Postgres{cfg: c, m: newMetrics(c.Registerer), conn: pool.ConnConfig.Copy(), clock: newPruneClock(c.longestKept())}
-	configureSession(p.conn, sessionParams(c.lockTimeout), true, &p.pooled)
+	configureSession(p.conn, sessionParams(c.lockTimeout), true, &p.pooled).refresh = p.refresh
 	configureSession(pool.ConnConfig, sessionParams(c.lockTimeout), false, &p.pooled)
 	if err := checkRights(ctx, p.conn, false); err != nil {
 		return nil, err
+	}
+	if own := p.conn.ConnectTimeout; own > connectTimeout { // a ping may have to connect
+		c.pingTimeout = min(own, c.AppendTimeout)
 	}
 	// The writers connect first: they check the server as every connection
 	// does, and no pool hides their error.
@@ -116,7 +119,7 @@ func (p *Postgres) openPools(pool *pgxpool.Config) error {
 		return p.verify(ctx, conn)
 	}
 	pool.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
-		p.readTLSFiles(c)
+		p.refresh(c)
 		return nil
 	}
 	writers := p.cfg.AppendWorkers + 1 // one for atomic batches, opened by the first of them

@@ -1,10 +1,6 @@
 package store
 
 import (
-	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -124,37 +120,4 @@ func TestURLsWithOptionsOfThePoolerOrTheDriver(t *testing.T) {
 	if got := f.pg.Query("SELECT count(*) FROM app.messages"); got != "1" {
 		t.Errorf("%s messages in the schema of the URL", got)
 	}
-}
-
-// startStandby starts a copy of a server that stays in recovery.
-func startStandby(t *testing.T, primary *testkit.PG) *testkit.PG {
-	t.Helper()
-	primary.Stop()
-	standby := testkit.StartPreparedPostgres(t, func(data string, user *testkit.User) error {
-		if out, err := exec.CommandContext(t.Context(), "cp", "-a", primary.DataDir(), data).CombinedOutput(); err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return os.WriteFile(filepath.Join(data, "standby.signal"), nil, 0o600)
-	})
-	primary.Start()
-	return standby
-}
-
-// After a failover the first host of the URL is the standby.
-func TestOfSeveralHostsThePrimaryIsUsed(t *testing.T) {
-	t.Parallel()
-	primary := testkit.StartPostgres(t)
-	f := &fixture{t: t, pg: primary, url: primary.URL()}
-	standby := startStandby(t, primary) // with an empty schema
-	for verb, err := range map[string]error{
-		"migrate": Migrate(t.Context(), standby.URL()),
-		"open":    func() error { _, err := OpenPostgres(t.Context(), Config{URL: standby.URL()}); return err }(),
-	} {
-		if err == nil || !strings.Contains(err.Error(), "read-only standby: name the primary") {
-			t.Errorf("%s a standby: %v", verb, err)
-		}
-	}
-	f.url = strings.Replace(f.url, "@", fmt.Sprintf("@127.0.0.1:%d,", standby.Port()), 1)
-	f.migrate()
-	f.startNode().mustPublish("room", "1", "x")
 }

@@ -112,7 +112,7 @@ func TestFilesRestoredUnderARunningNodeBeginANewEpoch(t *testing.T) {
 	cursor := n.currentCursor()
 	flushed := pg.Query(`SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint`)
 	testkit.EventuallyNil(t, "a ping sees the WAL", func() error {
-		if seen := fmt.Sprint(n.logUnderTest.(*Postgres).wal.load()); seen < flushed {
+		if seen := fmt.Sprint(n.logUnderTest.(*Postgres).wal.load().position); seen < flushed {
 			return fmt.Errorf("%s of %s", seen, flushed)
 		}
 		return nil
@@ -152,7 +152,7 @@ func TestMissingWALBeginsOneEpoch(t *testing.T) {
 		t.Error("the epoch is the same though WAL is missing")
 	}
 	p.wal.raise(string(before), 1<<60) // a connection to the lost server answers late
-	if p.wal.accept(string(before), 1<<60) {
+	if p.wal.accept(string(before), serverIdentity{wal: 1 << 60}) {
 		t.Error("the epoch that is over was accepted again")
 	}
 	reconnect()

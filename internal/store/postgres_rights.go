@@ -30,7 +30,7 @@ var tableRights = map[string][]string{
 // functionRights are the functions that a server's administrator may have taken
 // from PUBLIC.
 var functionRights = []string{
-	"pg_control_system()", "pg_current_wal_lsn()", "pg_current_wal_flush_lsn()", "pg_walfile_name(pg_lsn)",
+	"pg_control_system()", "pg_current_wal_lsn()", "pg_current_wal_flush_lsn()", "pg_last_wal_replay_lsn()", "pg_walfile_name(pg_lsn)",
 }
 
 // checkRights connects once and returns an operatorError for the first thing
@@ -235,6 +235,8 @@ func checkMigrationRights(ctx context.Context, conn *pgx.Conn) error {
 	case !owned:
 		return missing("the tables belong to the role "+quote(owner)+", and "+quote(role)+" may not migrate them",
 			"GRANT "+quote(owner)+" TO "+quote(role)+asOwner)
+	case migrated:
+		return advanceIDs(ctx, conn, "goose_db_version")
 	}
 	return nil
 }

@@ -27,9 +27,12 @@ import (
 var errPoolerSwitches = &operatorError{"DATABASE_URL leads to a connection pooler that gives each transaction another server connection " +
 	"(PgBouncer's pool_mode transaction or statement): set pool_mode = session for this database, or name PostgreSQL itself"}
 
-// connectTimeout bounds the time to open one connection, and the time to prepare
-// it.
+// connectTimeout bounds the time to open one connection, unless DATABASE_URL has a
+// connect_timeout, and the time to prepare it.
 const connectTimeout = 2 * time.Second
+
+// maxConnectTimeout bounds what DATABASE_URL may set.
+const maxConnectTimeout = 30 * time.Second
 
 // startupParams stay in the startup message, the only place where they work.
 // Each pooler knows application_name.
@@ -61,7 +64,7 @@ func sessionParams(lockTimeout time.Duration) map[string]string {
 // configureSession makes connections of c prepare their sessions with these
 // parameters, and with those of DATABASE_URL. pooled is set when a connection
 // has found a pooler. probe checks what kind of pooler it is.
-func configureSession(c *pgx.ConnConfig, params map[string]string, probe bool, pooled *atomic.Bool) {
+func configureSession(c *pgx.ConnConfig, params map[string]string, probe bool, pooled *atomic.Bool) *sessionPreparer {
 	session := &sessionPreparer{params: map[string]string{}, pooled: pooled}
 	maps.Copy(session.params, c.RuntimeParams)
 	maps.Copy(session.params, params)
@@ -76,7 +79,8 @@ func configureSession(c *pgx.ConnConfig, params map[string]string, probe bool, p
 	// transactions needs. They do not fit the writers' prepared statements.
 	c.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	c.StatementCacheCapacity = max(c.StatementCacheCapacity, 64)
-	c.ConnectTimeout = connectTimeout
+	setDefault(&c.ConnectTimeout, connectTimeout)
+	c.ConnectTimeout = min(c.ConnectTimeout, maxConnectTimeout)
 	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
 	c.DialFunc = dialer.DialContext
@@ -89,19 +93,15 @@ func configureSession(c *pgx.ConnConfig, params map[string]string, probe bool, p
 		session.second = c.Copy()
 	}
 	c.AfterConnect = session.prepare
-}
-
-// severalHosts reports whether the URL names more than one server. The
-// fallbacks of one host are those of TLS.
-func severalHosts(c *pgx.ConnConfig) bool {
-	return slices.ContainsFunc(c.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.Host != c.Host || f.Port != c.Port })
+	return session
 }
 
 // A sessionPreparer prepares new connections. It is safe for concurrent use.
 type sessionPreparer struct {
-	params map[string]string
-	pooled *atomic.Bool
-	second *pgx.ConnConfig // to probe a pooler with another connection; nil: don't
+	params  map[string]string
+	pooled  *atomic.Bool
+	second  *pgx.ConnConfig       // to probe a pooler with another connection; nil: don't
+	refresh func(*pgx.ConnConfig) // is called with second before it connects; or nil
 }
 
 // backendKey has the id of the verified server process in PgConn.CustomData.
@@ -211,7 +211,11 @@ const (
 func (s *sessionPreparer) probe(ctx context.Context, conn *pgconn.PgConn) error {
 	short, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	second, err := pgconn.ConnectConfig(short, &s.second.Config)
+	config := s.second.Copy()
+	if s.refresh != nil {
+		s.refresh(config)
+	}
+	second, err := pgconn.ConnectConfig(short, &config.Config)
 	if err != nil {
 		return nil //nolint:nilerr // see above
 	}

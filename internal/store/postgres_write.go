@@ -95,12 +95,14 @@ type pgWriter struct {
 	epoch             string    // that of the log when the server was verified
 	renewAt           time.Time // when the connection is renewed
 	lockedRooms       map[string]lockedRoom
+	left              int32 // the server process of a commit that was left without an answer; 0: none
 }
 
 // connect opens and verifies a connection, and prepares its statements.
 func (w *pgWriter) connect(ctx context.Context) error {
 	config := w.p.conn.Copy()
-	w.p.readTLSFiles(config)
+	w.p.refresh(config)
+	verified := neverCancel(config)
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		w.p.makeRoom(err)
@@ -109,6 +111,10 @@ func (w *pgWriter) connect(ctx context.Context) error {
 	w.conn, w.lockedRooms = conn, map[string]lockedRoom{}
 	id, epoch, err := w.p.verifyServer(ctx, conn)
 	if err != nil {
+		w.close()
+		return err
+	}
+	if err := w.awaitLeft(ctx); err != nil {
 		w.close()
 		return err
 	}
@@ -123,6 +129,7 @@ func (w *pgWriter) connect(ctx context.Context) error {
 	}
 	w.fingerprintPrefix, w.epoch = id.databaseID+"/"+id.timeline, epoch
 	w.renewAt = time.Now().Add(w.p.cfg.ConnLifetime)
+	verified.Store(true)
 	return nil
 }
 
@@ -208,7 +215,11 @@ func (w *pgWriter) resetAfter(ctx context.Context, err error) error {
 	case errors.As(err, &locked):
 	case w.isDataError(err):
 		w.rollback(ctx)
+		err = w.advanceRoomIDs(ctx, err)
 	default:
+		if w.conn != nil && w.conn.IsClosed() {
+			w.left = backendOf(w.conn)
+		}
 		err = w.explain(ctx, err)
 		w.close() // its state is unknown: the next attempt opens and verifies a new one
 	}

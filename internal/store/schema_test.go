@@ -138,6 +138,22 @@ func TestABreakingMigrationUnderARunningNode(t *testing.T) {
 	})
 }
 
+// An update of the system's C library may change the order of texts, and an index that
+// was built in the old order then no longer finds its rows. The order of bytes stays.
+func TestNoIndexDependsOnTheSystemsCollation(t *testing.T) {
+	t.Parallel()
+	f := newPostgresFixture(t, testkit.Postgres(t))
+	if got := f.pg.Query(`
+		SELECT a.attrelid::regclass || '.' || a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indexrelid
+		JOIN pg_class c ON c.oid = i.indrelid LEFT JOIN pg_collation l ON l.oid = a.attcollation
+		WHERE c.relnamespace = 'public'::regnamespace AND a.attcollation <> 0 AND l.collname <> 'C'`); got != "" {
+		t.Errorf("collated otherwise: %s", got)
+	}
+	if got := f.pg.Query(`SELECT count(*) > 0 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indexrelid JOIN pg_collation l ON l.oid = a.attcollation WHERE l.collname = 'C' AND i.indrelid = 'rooms'::regclass`); got != "t" {
+		t.Error("the index of room names was not found")
+	}
+}
+
 func TestUnsupportedSchemasAreRefused(t *testing.T) {
 	for _, c := range []struct {
 		schema, binary, minBinary int64

@@ -186,10 +186,12 @@ func (f *lockFile) close() error {
 // sqliteURI returns the URI of a database for the driver. synchronous=FULL
 // flushes the WAL at each commit: without it a power failure may lose an acked
 // message. Journal mode, synchronous and busy timeout are properties of a
-// connection, so the URI sets them for each.
+// connection, so the URI sets them for each. The WAL grows while a reader, of this
+// process or another one, reads an old state; journal_size_limit, in bytes, is what is
+// left of it once it begins anew.
 func sqliteURI(path, more string) string {
 	return "file:" + escapePath(path) + "?mode=rw&_pragma=busy_timeout(2000)&_pragma=journal_mode(WAL)" +
-		"&_pragma=synchronous(FULL)&" + more
+		"&_pragma=synchronous(FULL)&_pragma=journal_size_limit(8388608)&" + more
 }
 
 func escapePath(path string) string {

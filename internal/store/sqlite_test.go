@@ -217,6 +217,50 @@ func TestTheSQLiteWriterFlushesEachCommit(t *testing.T) {
 	}
 }
 
+// A reader keeps an old state open while much is stored, so that the WAL grows. It is
+// small again soon after the reader has ended.
+func TestTheWALOfSQLiteShrinksAgain(t *testing.T) {
+	t.Parallel()
+	f := newSQLiteFixture(t)
+	n := f.startNode()
+	n.mustPublish("room", "0", "x")
+	db, err := sql.Open("sqlite", sqliteURI(f.path(), ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	reader, err := db.Begin()
+	if err == nil {
+		err = reader.QueryRow(`SELECT count(*) FROM messages`).Scan(new(int))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := func() int64 {
+		info, err := os.Stat(f.path() + walSuffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	large := strings.Repeat("x", 1<<20)
+	for i := range 10 {
+		n.mustPublish("room", numbered("large", i), large)
+	}
+	if size() < 9<<20 {
+		t.Fatalf("the WAL has %d bytes only", size())
+	}
+	if err := reader.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		n.mustPublish("room", numbered("small", i), "x")
+	}
+	if size() > 8<<20 {
+		t.Errorf("the WAL has %d bytes after the reader has ended", size())
+	}
+}
+
 // A sqlite3 shell has a transaction open.
 func TestAnotherProgramLocksTheSQLiteFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

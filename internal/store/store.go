@@ -21,6 +21,9 @@ import (
 type Config struct {
 	// URL is DATABASE_URL: postgres://… or sqlite:path. It has no default.
 	URL string
+	// ReadURL returns the present URL for each new connection to PostgreSQL, whose
+	// user and password may have changed since (default: URL does not change).
+	ReadURL func() (string, error)
 	// MaxConns bounds the connections of this node to PostgreSQL, in all pools
 	// together (default 12, at least AppendWorkers + 3).
 	MaxConns int
@@ -58,6 +61,8 @@ type Config struct {
 	// lockTimeout bounds the wait for a room's row. Tests set it; the default
 	// follows from AppendTimeout.
 	lockTimeout time.Duration
+	// pingTimeout bounds the check of an idle append worker.
+	pingTimeout time.Duration
 	// lockedRetry is when a room that was found locked is waited for again. Tests
 	// set it.
 	lockedRetry time.Duration
@@ -95,6 +100,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.AppendTimeout, 5*time.Second)
 	setDefault(&c.MaxPending, 32768)
 	setDefault(&c.MaxPendingBytes, 64<<20)
+	setDefault(&c.pingTimeout, c.AppendTimeout/5)
 	setDefault(&c.lockTimeout, lockTimeout(c.AppendTimeout))
 	setDefault(&c.lockedRetry, lockedRetryMin)
 	setDefault(&c.trimWait, trimWait)

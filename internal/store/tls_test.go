@@ -136,7 +136,7 @@ func TestRenewedCertificatesAreUsed(t *testing.T) {
 	testkit.Eventually(t, "new connections with the certificates read before", func() bool {
 		return n.publish("room", "ann", "2", "x").Err == nil
 	})
-	if got := out.Count("the certificates are kept as they were read before"); got != 1 {
+	if got := out.Count("the password and the certificates are kept as they were read before"); got != 1 {
 		t.Errorf("%d lines about the half-written file, want 1:\n%s", got, out.String())
 	}
 

@@ -122,6 +122,18 @@ func (pg *PG) Query(sql string) string {
 	return out
 }
 
+// RequirePasswords makes the server ask all roles but postgres for their passwords, over
+// TCP and for new connections.
+func (pg *PG) RequirePasswords() {
+	pg.tb.Helper()
+	pg.mustOwn()
+	const rules = "local all all trust\nhost all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+	if err := os.WriteFile(filepath.Join(pg.DataDir(), "pg_hba.conf"), []byte(rules), 0o600); err != nil { // its owner stays
+		pg.tb.Fatalf("testkit: %v", err)
+	}
+	pg.Exec("SELECT pg_reload_conf()")
+}
+
 // Stop shuts the server down cleanly (a "fast" shutdown, which closes connections).
 func (pg *PG) Stop() {
 	pg.tb.Helper()

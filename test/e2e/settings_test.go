@@ -12,6 +12,35 @@ import (
 	"switchyard/internal/testkit"
 )
 
+// The password of the database is replaced, in the server and in the file that has the
+// URL. The node goes on without a restart.
+func TestARotatedDatabasePasswordNeedsNoRestart(t *testing.T) {
+	t.Parallel()
+	pg := testkit.StartPostgres(t)
+	pg.RequirePasswords()
+	pg.Exec("CREATE ROLE app LOGIN PASSWORD 'first'", "GRANT CREATE ON SCHEMA public TO app")
+	file := t.TempDir() + "/database-url"
+	write := func(password string) {
+		url := strings.Replace(pg.URL(), "postgres@", "app:"+password+"@", 1)
+		if err := os.WriteFile(file, []byte(url+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("first")
+	s := testkit.StartServer(t, map[string]string{"DATABASE_URL_FILE": file, "API_KEYS": "shop:" + apiKey})
+	publish := func() bool {
+		res, _ := post(t, s, "/v1/rooms/room/messages", `{"data":1}`)
+		return res.StatusCode == http.StatusCreated
+	}
+	if !publish() {
+		t.Fatal("the first publish failed")
+	}
+	pg.Exec("ALTER ROLE app PASSWORD 'second'")
+	write("second")
+	pg.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'switchyard'")
+	testkit.Eventually(t, "the node publishes by the second password", publish)
+}
+
 // Settings have the effect that users and operators can see.
 func TestSettingsTakeEffect(t *testing.T) {
 	t.Parallel()

@@ -41,7 +41,8 @@ type Config struct {
 	Node, Color, Deployment, Version string
 	// AllowedOrigins are the origins of pages that may connect, beside the server's
 	// own: scheme://host[:port], null, or https://*.example.com, where the star
-	// matches one label.
+	// matches one label. The host of an app's or extension's scheme may be absent or a
+	// star.
 	AllowedOrigins []string
 	// AllowedHosts are the host names that the server accepts; a star matches one
 	// label. None means any.

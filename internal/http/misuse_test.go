@@ -215,6 +215,43 @@ func TestAFloodOfHandshakesDoesNotFloodTheLog(t *testing.T) {
 	})
 }
 
+// A slowReader reads 4 KB a second.
+type slowReader struct{ io.Reader }
+
+func (s slowReader) Read(p []byte) (int, error) {
+	time.Sleep(100 * time.Millisecond)
+	return s.Reader.Read(p[:min(len(p), 400)])
+}
+
+// A page of history takes a slow link more than two heartbeats. It arrives all the same,
+// although the pings of the service wait behind it.
+func TestAPageOfHistoryArrivesOnASlowLink(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, nil)
+		message := `{"room":"a","data":"` + strings.Repeat("x", 1200) + `"}`
+		n.call("POST", "/v1/messages", testKey, "["+strings.Repeat(message+",", 199)+message+"]")
+		c, br := n.rawHandshake(testkit.MaskedFrame(frameText, `{"type":"history","ref":"page","room":"a","limit":200}`))
+		_ = c.SetDeadline(time.Time{})
+		slow, asked := bufio.NewReader(slowReader{br}), time.Now()
+		for op, payload := byte(0), ""; !strings.Contains(payload, `"ref":"page"`); {
+			op, payload = readFrame(t, slow)
+			switch op {
+			case framePing:
+				_, _ = io.WriteString(c, testkit.MaskedFrame(framePong, payload))
+			case frameClose:
+				t.Fatalf("closed with %x after %v", payload, time.Since(asked))
+			}
+		}
+		if took := time.Since(asked); took < 2*n.cfg.Heartbeat {
+			t.Errorf("the page took %v only", took)
+		}
+		_, _ = io.WriteString(c, testkit.MaskedFrame(frameText, `{"type":"leave","ref":"after","room":"none"}`))
+		if outcome, _ := readOutcome(t, br); outcome != staysOpen {
+			t.Errorf("then closed with %d", outcome)
+		}
+	})
+}
+
 // OPTIONS * is about the server as a whole (RFC 9110 §9.3.7). net/http would answer
 // it without any of our headers.
 func TestOptionsStarIsAnsweredLikeAnyUnknownPath(t *testing.T) {

@@ -215,6 +215,30 @@ func TestAFloodOfHandshakesDoesNotFloodTheLog(t *testing.T) {
 	})
 }
 
+// Some libraries write a slash too many in the address of the socket, and a browser hides
+// the refusal.
+func TestASlashTooManyLeadsToTheSocket(t *testing.T) {
+	n := startKeyedNode(t, "*:rw", func(c *Config) { c.AuthQueryToken = true })
+	token := tokenOf("ann", time.Hour, everyRoom)
+	for _, path := range []string{"/ws/", "//ws", "///ws//", "/ws/?access_token=" + token, "//ws?access_token=" + token} {
+		b, res := n.openAt(path, nil)
+		if got := b.read(); got["type"] != "welcome" || (got["user"] == "ann") != strings.Contains(path, "token") {
+			t.Errorf("%s: %d, then %v", path, res.StatusCode, got)
+		}
+	}
+	for path, want := range map[string]int{"/ws/x": 404, "/ws//x": 404, "/wss": 404, "/x/ws": 404, "/%2Fws": 404, "//metrics": 404, "/metrics/": 404, "//v1/rooms": 404} {
+		if status, body := n.rawGet(path, "Host: "+n.addr+"\r\n"); status != want {
+			t.Errorf("%s: %d %.200s, want %d", path, status, body, want)
+		}
+	}
+	if res, _ := n.call("POST", "//ws/", "", ""); res.StatusCode != http.StatusMethodNotAllowed || res.Header.Get("Allow") != "GET" {
+		t.Errorf("POST //ws/: %d %v", res.StatusCode, res.Header)
+	}
+	if got := n.metric(`websocket_connections_total{result="ok"}`); got != "5" {
+		t.Errorf("%q handshakes are counted, want 5", got)
+	}
+}
+
 // A slowReader reads 4 KB a second.
 type slowReader struct{ io.Reader }
 

@@ -239,6 +239,24 @@ func TestASlashTooManyLeadsToTheSocket(t *testing.T) {
 	}
 }
 
+// The cookies of a site come with each handshake, though they are not read. A header as
+// large as load balancers pass on is accepted.
+func TestAHandshakeWithTheCookiesOfALargeSite(t *testing.T) {
+	n := startKeyedNode(t, "*:rw", nil)
+	cookies := func(bytes int) []string {
+		lines := []string{"Authorization: Bearer " + tokenOf("ann", time.Hour, `{"`+strings.Repeat("x", 100)+`":"rw"}`)}
+		for ; bytes > 0; bytes -= 4 << 10 {
+			lines = append(lines, "Cookie: a="+strings.Repeat("x", 4<<10-len("Cookie: a=\r\n")))
+		}
+		return lines
+	}
+	for bytes, want := range map[int]int{16 << 10: 101, 60 << 10: 101, 72 << 10: http.StatusRequestHeaderFieldsTooLarge} {
+		if got := n.handshakeStatus(cookies(bytes)...); got != want {
+			t.Errorf("%d KiB of cookies: %d, want %d", bytes>>10, got, want)
+		}
+	}
+}
+
 // A slowReader reads 4 KB a second.
 type slowReader struct{ io.Reader }
 

@@ -162,7 +162,7 @@ const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 15 * time.Second // body read and answer written
 	idleTimeout    = 75 * time.Second // over the load balancer's usual 60 s
-	headerBytes    = 16 << 10
+	headerBytes    = 64 << 10         // as much as load balancers pass on; cookies of the site may need it
 )
 
 // A Server serves clients, backends, probes and operators. It is safe for

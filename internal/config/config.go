@@ -42,6 +42,7 @@ type HTTP struct {
 	QueueBytes       int           `envconfig:"QUEUE_BYTES" default:"1048576" min:"1" max:"67108864" example:"1048576" doc:"The bound of the send queue of one client, in bytes. A client over it is closed with 4208 and resumes. Must be over twice 256 KiB + MAX_FRAME."`
 	MaxConnections   int           `envconfig:"MAX_CONNECTIONS" default:"15000" min:"1" max:"1000000" example:"15000" doc:"The most open WebSockets on this node; further ones are closed with 4103."`
 	MaxHandshakeRate int           `envconfig:"MAX_HANDSHAKE_RATE" default:"500" min:"1" max:"100000" example:"500" doc:"The most handshakes that this node accepts in a second, and at once; further ones are answered 503 with Retry-After, and clients back off. Clients that move to this node use at most four fifths of it."`
+	IdleTimeout      time.Duration `envconfig:"IDLE_TIMEOUT" default:"150s" min:"5s" max:"1h" example:"620s" doc:"How long an HTTP connection without a request stays open. It must be longer than the proxies in front keep their idle connections, or a request meets a connection that is being closed, and fails with 502: docs/proxies.md names their times."`
 	Heartbeat        time.Duration `envconfig:"HEARTBEAT" default:"25s" min:"1s" max:"10m" example:"25s" doc:"The period of heartbeats. A client that sends no byte for two of them, or takes longer for one frame, is closed with 4209."`
 }
 

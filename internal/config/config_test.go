@@ -196,6 +196,8 @@ var mistakes = []struct{ name, value, wantErr string }{
 	{"QUEUE_BYTES", "67108865", "from 1 to 67108864"},
 	{"MAX_CONNECTIONS", "0", "from 1 to"},
 	{"MAX_HANDSHAKE_RATE", "0", "from 1 to 100000"},
+	{"IDLE_TIMEOUT", "4s", "from 5s to 1h"},
+	{"IDLE_TIMEOUT", "61m", "from 5s to 1h"},
 	{"HEARTBEAT", "999ms", "from 1s to 10m"},
 	{"HEARTBEAT", "601s", "from 1s to 10m"},
 	{"HEARTBEAT", "25", "duration with its unit"},

@@ -257,6 +257,40 @@ func TestAHandshakeWithTheCookiesOfALargeSite(t *testing.T) {
 	}
 }
 
+// A proxy sends a request on a connection that it has kept idle as long as it keeps any.
+// The service must not be closing it at that moment, since a POST is not sent again.
+func TestAnIdleConnectionIsKeptLongerThanByProxies(t *testing.T) {
+	for setting, want := range map[time.Duration]time.Duration{0: 150 * time.Second, 620 * time.Second: 620 * time.Second} {
+		inBubble(t, func(t *testing.T) {
+			n := startNode(t, func(c *Config) { c.IdleTimeout = setting })
+			c, err := n.dialRaw(n.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			br := bufio.NewReader(c)
+			publish := func() {
+				fmt.Fprintf(c, "POST /v1/rooms/a/messages HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 10\r\n\r\n{\"data\":1}", testKey)
+				res, err := http.ReadResponse(br, nil)
+				if err != nil || res.StatusCode != http.StatusCreated {
+					t.Fatalf("%v %v", res, err)
+				}
+				_, _ = io.Copy(io.Discard, res.Body)
+			}
+			publish()
+			time.Sleep(want - time.Millisecond)
+			publish()
+			idleSince := time.Now()
+			if _, err := br.ReadByte(); err != io.EOF {
+				t.Errorf("the end of an idle connection: %v", err)
+			}
+			if kept := time.Since(idleSince); kept != want {
+				t.Errorf("kept for %v, want %v", kept, want)
+			}
+		})
+	}
+}
+
 // A slowReader reads 4 KB a second.
 type slowReader struct{ io.Reader }
 

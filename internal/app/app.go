@@ -329,6 +329,7 @@ func (a *App) listen(ctx context.Context) error {
 		MaxConnections:   c.MaxConnections,
 		Descriptors:      clientDescriptors(a.opt.Config.Store.MaxConns),
 		MaxHandshakeRate: c.MaxHandshakeRate,
+		IdleTimeout:      c.IdleTimeout,
 		Heartbeat:        c.Heartbeat,
 		IDWindow:         a.opt.Config.Store.IDWindow,
 		DrainDelay:       a.opt.Config.Drain.Delay,

@@ -41,7 +41,7 @@ var importRules = []importRule{
 	{"internal/message", nil},
 	{"internal/protocol", []string{"internal/message"}},
 	{"internal/auth", []string{
-		"internal/message", "github.com/golang-jwt/jwt/v5", "github.com/MicahParks/keyfunc/v3", "github.com/MicahParks/jwkset", prometheus,
+		"internal/message", "github.com/golang-jwt/jwt/v5", "github.com/MicahParks/jwkset", prometheus,
 	}},
 	{"internal/hub", []string{"internal/message", "internal/protocol", prometheus}},
 	{"internal/store", []string{

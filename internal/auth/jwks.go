@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/MicahParks/jwkset"
-	"github.com/MicahParks/keyfunc/v3"
 )
 
 const (
@@ -44,18 +43,17 @@ var errNoKey = errors.New("no key of the JWKS matches the token's signature")
 // start a fetch for each token with an unknown kid. It is safe for concurrent use.
 type jwks struct {
 	// Static after openJWKS.
-	url       string
-	given     *http.Client // nil: a client of this package
-	certFile  string
-	refresh   time.Duration
-	maxStale  time.Duration
-	log       *slog.Logger
-	metrics   *metrics
-	keys      *jwkset.MemoryJWKSet // has its own lock
-	selectKey keyfunc.Keyfunc      // selects from keys by kid, and compares alg with the key's
-	wake      chan struct{}        // a value requests a fetch; never closed
-	stop      context.CancelFunc
-	done      chan struct{} // closed when refreshLoop has ended
+	url      string
+	given    *http.Client // nil: a client of this package
+	certFile string
+	refresh  time.Duration
+	maxStale time.Duration
+	log      *slog.Logger
+	metrics  *metrics
+	keys     *jwkset.MemoryJWKSet // has its own lock
+	wake     chan struct{}        // a value requests a fetch; never closed
+	stop     context.CancelFunc
+	done     chan struct{} // closed when refreshLoop has ended
 
 	// Owned by the caller of fetch: openJWKS, then refreshLoop.
 	skipped string         // keys that were left out of the last set, as last logged
@@ -78,10 +76,6 @@ func openJWKS(ctx context.Context, cfg *Config, log *slog.Logger, m *metrics) *j
 		url: cfg.JWKSURL, given: cfg.HTTPClient, certFile: cfg.CertFile, refresh: cfg.JWKSRefresh, maxStale: cfg.JWKSMaxStale,
 		log: log, metrics: m, keys: jwkset.NewMemoryStorage(),
 		wake: make(chan struct{}, 1), done: make(chan struct{}), fetchDone: make(chan struct{}),
-	}
-	var err error
-	if j.selectKey, err = keyfunc.New(keyfunc.Options{Storage: j.keys}); err != nil {
-		panic(err) // happens only without a storage
 	}
 	j.fetch(ctx)
 	// The loop outlives the call that started it.

@@ -6,61 +6,55 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/MicahParks/jwkset"
 	"github.com/golang-jwt/jwt/v5"
 )
 
 // check returns nil if one of the keys made the token's signature. If none did, it
-// waits for one fetch and tries again.
+// waits for one fetch and tries again, even if the keys with the token's kid are known:
+// some issuers give a new key the kid of the old one.
 func (j *jwks) check(ctx context.Context, t *token, method jwt.SigningMethod) error {
 	err := j.tryKeys(ctx, t, method)
-	if !errors.Is(err, errNoKey) {
-		return err
+	if err == nil {
+		return nil
 	}
-	fetched, err := j.awaitFetch(ctx)
-	if err != nil {
-		return err
-	}
+	fetched, failure := j.awaitFetch(ctx)
 	if fetched {
-		if err := j.tryKeys(ctx, t, method); !errors.Is(err, errNoKey) {
-			return err
-		}
+		err = j.tryKeys(ctx, t, method)
 	}
-	if j.isFailing() {
+	switch {
+	case !errors.Is(err, errNoKey):
+		return err
+	case failure != nil:
+		return failure
+	case j.isFailing():
 		return fmt.Errorf("%w: the JWKS can't be fetched", ErrUnavailable)
 	}
 	return fmt.Errorf("%w: no key of the JWKS fits", ErrSignature)
 }
 
-// tryKeys checks the signature with the keys in memory. A kid selects one of them;
-// without it all are tried.
+// tryKeys checks the signature with the keys in memory: with those of the token's kid,
+// or with all if it has none. Keys of different kinds may share a kid (RFC 7517 §4.5).
 func (j *jwks) tryKeys(ctx context.Context, t *token, method jwt.SigningMethod) error {
+	err := errNoKey
 	if j.isStale() {
-		return errNoKey
+		return err
 	}
-	header := map[string]any{"alg": t.algorithm}
-	if t.keyID != "" {
-		header[jwkset.HeaderKID] = t.keyID
-	}
-	found, err := j.selectKey.KeyfuncCtx(ctx)(&jwt.Token{Header: header, Method: method})
-	switch {
-	case errors.Is(err, jwkset.ErrKeyNotFound):
-		return errNoKey
-	case err != nil: // the only other reason: the token's alg is not the key's
-		return fmt.Errorf("%w: the key of this kid is for another", ErrAlgorithm)
-	}
-	if all, ok := found.(jwt.VerificationKeySet); ok {
-		for _, k := range all.Keys {
-			if method.Verify(t.signed, t.signature, k) == nil {
-				return nil
+	all, _ := j.keys.KeyReadAll(ctx) // in memory: can't fail
+	for i := range all {
+		k := all[i].Marshal()
+		switch ofKID := t.keyID != ""; {
+		case ofKID && k.KID != t.keyID:
+		case string(k.ALG) != t.algorithm:
+			if ofKID && errors.Is(err, errNoKey) {
+				err = fmt.Errorf("%w: the key of this kid is for another", ErrAlgorithm)
 			}
+		case method.Verify(t.signed, t.signature, all[i].Key()) == nil:
+			return nil
+		case ofKID:
+			err = ErrSignature
 		}
-		return errNoKey
 	}
-	if method.Verify(t.signed, t.signature, found) != nil {
-		return ErrSignature
-	}
-	return nil
+	return err
 }
 
 // awaitFetch waits for the fetch that is running or about to run, and reports

@@ -154,7 +154,7 @@ func parseJWK(raw json.RawMessage) (jwkset.JWK, error) {
 	if m.ALG != "" && string(m.ALG) != k.algorithm {
 		return jwkset.JWK{}, fmt.Errorf("is for an algorithm other than %s", k.algorithm)
 	}
-	// keyfunc compares a token's alg with the key's only if the key has one.
+	// tryKeys compares a token's alg with the key's.
 	m.ALG = jwkset.ALG(k.algorithm)
 	if read, err = jwkset.NewJWKFromMarshal(m, jwkset.JWKMarshalOptions{}, jwkset.JWKValidateOptions{}); err != nil {
 		return jwkset.JWK{}, errors.New("can't be read")

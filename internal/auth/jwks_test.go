@@ -83,6 +83,71 @@ func TestAKeyWithoutAnIDIsRotated(t *testing.T) {
 	})
 }
 
+// Some issuers give a new key the kid of the old one, perhaps of another kind. A token of
+// the new key is valid after one fetch, and does not wait for AUTH_JWKS_REFRESH.
+func TestANewKeyUnderTheOldKIDIsAccepted(t *testing.T) {
+	for name, next := range map[string]any{"of the same kind": rsaOther(), "of another kind": ecKey()} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "1"}))
+				w := openVerifier(t, i.inMemory())
+				i.shows(jwk(next, jsonObject{"kid": "1"}))
+				time.Sleep(minFetchInterval)
+				w.accepts(signWithKID("1", next))
+				if err := w.verifyError(t.Context(), signWithKID("1", rsaKey())); err == nil {
+					t.Error("the old key is accepted, though the issuer shows it no more")
+				}
+				if i.fetches() != 2 {
+					t.Errorf("%d fetches, want 2", i.fetches())
+				}
+			})
+		})
+	}
+}
+
+// Keys of different kinds may share a kid (RFC 7517 §4.5): each checks its own tokens.
+func TestKeysOfDifferentKindsShareAKID(t *testing.T) {
+	w := openVerifier(t, newIssuer(jwk(rsaKey(), jsonObject{"kid": "1"}), jwk(ecKey(), jsonObject{"kid": "1"}), jwk(rsaOther(), jsonObject{"kid": "1"})).serve(t))
+	for _, key := range []any{rsaKey(), ecKey(), rsaOther()} {
+		w.accepts(signWithKID("1", key))
+	}
+	w.refuses(signWithKID("1", edKey()), ErrAlgorithm)
+}
+
+// A forged token with a known kid is refused while the issuer is away, as at any time: to
+// answer unavailable would let clients with a wrong token try for ever.
+func TestAForgedTokenIsRefusedWhileTheIssuerIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "1"}))
+		w := openVerifier(t, i.inMemory())
+		i.hangs()
+		time.Sleep(minFetchInterval)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := w.verifyError(ctx, signWithKID("1", rsaOther())); !errors.Is(err, ErrSignature) {
+			t.Errorf("without an answer of the issuer: %v, want %v", err, ErrSignature)
+		}
+		time.Sleep(fetchTimeout)
+		w.refuses(signWithKID("1", rsaOther()), ErrSignature)
+		w.refuses(signWithKID("1", ecKey()), ErrAlgorithm)
+	})
+}
+
+func TestForgedSignaturesCauseFewFetches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))
+		w := openVerifier(t, i.inMemory())
+		forged := signWithKID("r", rsaOther())
+		for range 1000 {
+			w.refuses(forged, ErrSignature)
+			time.Sleep(60 * time.Millisecond)
+		}
+		if got := i.fetches(); got < 6 || got > 7 {
+			t.Errorf("%d fetches in a minute, want one each 10 s", got)
+		}
+	})
+}
+
 func TestUnknownKeyIDsCauseFewFetches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "r"}))

@@ -1,8 +1,8 @@
 // Package auth turns a credential into an Identity, and says what the identity may
 // do.
 //
-// The libraries do the cryptography (golang-jwt) and select keys from a JWKS
-// (keyfunc, jwkset). This package decides what is read, in which order, and what is
+// The libraries do the cryptography (golang-jwt) and read the keys of a JWKS
+// (jwkset). This package decides what is read, in which order, and what is
 // trusted, because a token comes from a stranger. Bounds come first. The key
 // decides the algorithm, never the token. The signature is verified before any
 // claim is read. No claim or header can be read in two ways (see visitObject).

@@ -192,20 +192,22 @@ func (l *link) readLoop(conn *connection) closeResult {
 	stop := context.AfterFunc(l.ctx, s.cancel)
 	defer stop()
 	readTimeout := 2 * millis(conn.welcome.HeartbeatMS)
-	lastFrame := time.Now()
+	lastReset := time.Now()
 	readCtx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
 	timer := time.AfterFunc(readTimeout, func() { cancel(errHeartbeatTimeout) })
 	defer timer.Stop()
+	// A large frame may take a slow link longer than readTimeout. The timer is not reset
+	// at each part, because that costs more than reading the clock.
+	s.parts.onBytes = func() {
+		if now := time.Now(); now.Sub(lastReset) > readTimeout/16 {
+			lastReset = now
+			timer.Reset(readTimeout)
+		}
+	}
 	for {
 		b, err := s.read(readCtx)
 		if err == nil {
-			// The timer is not reset at each frame, because that costs more than
-			// reading the clock.
-			if now := time.Now(); now.Sub(lastFrame) > readTimeout/16 {
-				lastFrame = now
-				timer.Reset(readTimeout)
-			}
 			err = l.handleFrame(conn, b)
 		}
 		if err != nil {

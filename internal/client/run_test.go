@@ -9,7 +9,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"nhooyr.io/websocket"
 
 	"switchyard/internal/testkit"
 )
@@ -217,6 +220,40 @@ func TestSilenceOfTwoHeartbeatsEndsAConnection(t *testing.T) {
 		if silent := p.ConnectedAt.Sub(last); silent < 50*time.Second || silent > 51*time.Second {
 			t.Errorf("reconnected %v after the last frame, want 50 s and a first backoff", silent)
 		}
+	})
+}
+
+// A frame that takes a slow link longer than two heartbeats arrives: its bytes count as
+// life.
+func TestALargeFrameArrivesOnASlowLink(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		var seen eventLog
+		s.newClient(Options{OnFrame: func(f Frame) { seen.add("%d %s %d", f.Connection, f.Type, f.Seq) }})
+		p := s.accept()
+		seen.want(t)
+		w, err := p.WS.Writer(t.Context(), websocket.MessageText)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parts := []string{`{"type":"message","room":"r","epoch":"e","seq":7,"id":"i","from":null,"at":"2026-01-02T15:04:05Z","data":"`}
+		for range 20 {
+			parts = append(parts, strings.Repeat("x", 6000))
+		}
+		for _, part := range append(parts, `"}`) {
+			time.Sleep(10 * time.Second)
+			if _, err := w.Write([]byte(part)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		seen.want(t, "1 message 7")
+		if s.noConnectionWaits() {
+			return
+		}
+		t.Error("the client gave the connection up")
 	})
 }
 

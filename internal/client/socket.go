@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -35,7 +36,10 @@ type socket struct {
 	conn   *websocket.Conn
 	ctx    context.Context // its end breaks the connection
 	cancel context.CancelFunc
-	buf    bytes.Buffer // owned by the reader
+
+	// Owned by the reader.
+	buf   bytes.Buffer
+	parts partReader
 
 	// mu protects the fields below.
 	mu      sync.Mutex
@@ -96,10 +100,26 @@ func (s *socket) read(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	s.buf.Reset()
-	if _, err := s.buf.ReadFrom(r); err != nil {
+	s.parts.Reader = r
+	if _, err := s.buf.ReadFrom(&s.parts); err != nil {
 		return nil, err
 	}
 	return s.buf.Bytes(), nil
+}
+
+// A partReader reports each part of a frame that it reads.
+type partReader struct {
+	io.Reader
+	onBytes func() // nil: nobody is told
+}
+
+// Read implements io.Reader.
+func (p *partReader) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	if n > 0 && p.onBytes != nil {
+		p.onBytes()
+	}
+	return n, err
 }
 
 // closeCode returns the close code in err, codeAbnormal if it has none.

@@ -68,7 +68,7 @@ func TestSettingsAreRead(t *testing.T) {
 	clearSettings(t)
 	for name, value := range map[string]string{
 		"LOG_LEVEL": "debug", "MAX_FRAME": "2048", "HEARTBEAT": "10s", "COLOR": "green",
-		"ALLOWED_ORIGINS": "https://a.example, http://b.example:8080,null,https://*.c.example, capacitor://localhost,http://[::1]:8000",
+		"ALLOWED_ORIGINS": "https://a.example, http://b.example:8080,null,https://*.c.example, capacitor://localhost,http://[::1]:8000,wss://d.example:1, file://,app://.,moz-extension://*",
 		"ALLOWED_HOSTS":   "a.example, *.b.example,::1",
 		"TRUSTED_PROXIES": "10.0.0.0/8, 127.0.0.1,fd00::/8",
 		"API_KEYS":        "shop:0123456789abcdef, fedcba9876543210",
@@ -87,7 +87,7 @@ func TestSettingsAreRead(t *testing.T) {
 	if fmt.Sprint(cfg.HTTP.AllowedHosts, cfg.HTTP.TrustedProxies) != "[a.example *.b.example ::1] [10.0.0.0/8 127.0.0.1/32 fd00::/8]" {
 		t.Errorf("hosts and proxies %v", cfg)
 	}
-	if fmt.Sprint(cfg.HTTP.AllowedOrigins) != "[https://a.example http://b.example:8080 null https://*.c.example capacitor://localhost http://[::1]:8000]" {
+	if fmt.Sprint(cfg.HTTP.AllowedOrigins) != "[https://a.example http://b.example:8080 null https://*.c.example capacitor://localhost http://[::1]:8000 wss://d.example:1 file:// app://. moz-extension://*]" {
 		t.Errorf("origins %v", cfg.HTTP.AllowedOrigins)
 	}
 	if got := cfg.Auth.JWTSecrets.Reveal(); !slices.Equal(got, []string{secret, "the other " + secret}) || cfg.Auth.Leeway != 0 ||
@@ -157,7 +157,14 @@ var mistakes = []struct{ name, value, wantErr string }{
 	{"ALLOWED_ORIGINS", "app.example.com", "scheme://host"},
 	{"ALLOWED_ORIGINS", "https://a.example/path", "without a path"},
 	{"ALLOWED_ORIGINS", "ftp://a.example", "pages do not have this scheme"},
-	{"ALLOWED_ORIGINS", "wss://a.example", "pages do not have this scheme"},
+	{"ALLOWED_ORIGINS", "ftp://", "pages do not have this scheme"},
+	{"ALLOWED_ORIGINS", "https://", "scheme://host"},
+	{"ALLOWED_ORIGINS", "wss://*", "two labels"},
+	{"ALLOWED_ORIGINS", "https://.", "scheme://host"},
+	{"ALLOWED_ORIGINS", "file:///", "scheme://host"},
+	{"ALLOWED_ORIGINS", "moz-extension://**", "star"},
+	{"ALLOWED_ORIGINS", "moz-extension://*:1", "two labels"},
+	{"ALLOWED_ORIGINS", "://*", "scheme://host"},
 	{"ALLOWED_ORIGINS", "*:3000", "scheme://host"},
 	{"ALLOWED_ORIGINS", "https://*", "two labels"},
 	{"ALLOWED_ORIGINS", "https://*.com", "two labels"},
@@ -200,6 +207,8 @@ var mistakes = []struct{ name, value, wantErr string }{
 	{"QUEUE_BYTES", "67108865", "from 1 to 67108864"},
 	{"MAX_CONNECTIONS", "0", "from 1 to"},
 	{"MAX_HANDSHAKE_RATE", "0", "from 1 to 100000"},
+	{"IDLE_TIMEOUT", "4s", "from 5s to 1h"},
+	{"IDLE_TIMEOUT", "61m", "from 5s to 1h"},
 	{"HEARTBEAT", "999ms", "from 1s to 10m"},
 	{"HEARTBEAT", "601s", "from 1s to 10m"},
 	{"HEARTBEAT", "25", "duration with its unit"},

@@ -14,12 +14,16 @@ import (
 const anyOne = "*"
 
 // Origins are origins of pages: *, null, or scheme://host[:port] whose first label may
-// be a star.
+// be a star. The pages of apps and extensions have other schemes than http and https,
+// and then the host may be absent, a dot or a star.
 type Origins []string
 
-// nonPageSchemes are schemes that people configure by mistake: no page's origin
-// has them.
-var nonPageSchemes = map[string]bool{"ws": true, "wss": true, "ftp": true, "file": true}
+// webSchemes are the schemes of pages on the web, and of WebSockets, which some native
+// clients send instead.
+var webSchemes = map[string]bool{"http": true, "https": true, "ws": true, "wss": true}
+
+// appOriginPattern matches what an origin of an app may be beside scheme://host[:port].
+var appOriginPattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://[.*]?$`)
 
 // originPattern matches the scheme, the name or [address], and the port of an
 // origin.
@@ -43,12 +47,15 @@ func checkOrigin(item string) error {
 	if item == "null" || item == anyOne {
 		return nil
 	}
+	if strings.HasPrefix(strings.ToLower(item), "ftp:") {
+		return fmt.Errorf("%s: pages do not have this scheme; write http or https", shown(item))
+	}
+	if app := appOriginPattern.FindStringSubmatch(item); app != nil && !webSchemes[strings.ToLower(app[1])] {
+		return nil
+	}
 	parts := originPattern.FindStringSubmatch(item)
 	if parts == nil {
 		return fmt.Errorf("%s is no origin: scheme://host[:port], without a path", shown(item))
-	}
-	if nonPageSchemes[strings.ToLower(parts[1])] {
-		return fmt.Errorf("%s: pages do not have this scheme; write http or https", shown(item))
 	}
 	if port, err := strconv.ParseUint(parts[3], 10, 16); parts[3] != "" && (err != nil || port == 0 || parts[3][0] == '0') {
 		return fmt.Errorf("%s: the port must be from 1 to 65535", shown(item))

@@ -20,9 +20,11 @@ import (
 )
 
 const (
-	// writeTimeout bounds one write of at most maxWrite bytes, or of one larger
-	// frame. A client that reads more slowly is closed.
+	// writeTimeout bounds the time in which a client receives nothing of what is
+	// written, and writeLimit one write of at most maxWrite bytes, or of one larger
+	// frame. A slower client is closed.
 	writeTimeout = 10 * time.Second
+	writeLimit   = 5 * time.Minute
 	maxWrite     = 64 << 10
 	// CloseTimeout bounds a close handshake, and the flush before it.
 	CloseTimeout = 5 * time.Second
@@ -94,7 +96,8 @@ func New(inner net.Conn, preread []byte, o Options) *Conn {
 // called by the reader, or before anything is read.
 func (c *Conn) OnPong(f func(counter uint64)) { c.onPong = f }
 
-// MarkRead records that the client has sent something at this tick.
+// MarkRead records that the client has sent something at this tick, or has received
+// some of what waited for it.
 func (c *Conn) MarkRead() { c.lastReadTick.Store(c.tick.Load()) }
 
 // LastRead returns the tick of the last MarkRead or byte read.
@@ -405,7 +408,7 @@ func (c *Conn) writeLoop() {
 		for _, f := range frames {
 			size += len(f)
 		}
-		_, err := frames.WriteTo(c.Conn)
+		err := c.write(frames)
 		c.mu.Lock()
 		c.queue.sent(size)
 		if err != nil {
@@ -418,6 +421,36 @@ func (c *Conn) writeLoop() {
 		}
 		c.mu.Unlock()
 	}
+}
+
+// write writes frames as slowly as the client receives them, within writeLimit. If it
+// has received anything until the deadline, it has more time, and counts as alive:
+// the pings that it could answer wait behind the frames.
+func (c *Conn) write(frames net.Buffers) error {
+	began, unacked := time.Now(), c.direct.unacked()
+	for {
+		n, err := frames.WriteTo(c.Conn)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+		pending := unacked + int(n)
+		unacked = c.direct.unacked()
+		if unacked >= pending || time.Since(began) >= writeLimit || !c.extendWrite() {
+			return err
+		}
+	}
+}
+
+// extendWrite gives a write more time, unless the connection is ending.
+func (c *Conn) extendWrite() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ending {
+		return false
+	}
+	c.MarkRead()
+	_ = c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	return true
 }
 
 // fail makes the connection unusable and drops its queue. The expired deadline ends

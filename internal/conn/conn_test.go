@@ -271,6 +271,86 @@ func TestAnAbortedConnectionEndsAtOnce(t *testing.T) {
 	}
 }
 
+// A slowLink is the socket of a client that receives some bytes a second, until it has
+// received as many as last.
+type slowLink struct {
+	net.Conn
+	perSecond, last int
+	received        bytes.Buffer
+	deadline        atomic.Pointer[time.Time]
+}
+
+func (s *slowLink) SetDeadline(t time.Time) error { s.deadline.Store(&t); return nil }
+
+func (s *slowLink) SetWriteDeadline(t time.Time) error { return s.SetDeadline(t) }
+
+func (s *slowLink) Close() error { return nil }
+
+func (s *slowLink) Write(p []byte) (n int, err error) {
+	for n < len(p) {
+		time.Sleep(time.Second)
+		if d := s.deadline.Load(); !d.IsZero() && !time.Now().Before(*d) {
+			return n, os.ErrDeadlineExceeded
+		}
+		some := min(s.perSecond, s.last-s.received.Len(), len(p)-n)
+		s.received.Write(p[n : n+some])
+		n += some
+	}
+	return n, nil
+}
+
+// A page of 256 KiB arrives on a link that needs minutes for it, and what is received
+// shows that the client is alive. A client that receives nothing for 10 s, or needs more
+// than 5 minutes, is closed as a slow one.
+func TestBytesThatMoveCountAsLife(t *testing.T) {
+	const page = 256 << 10
+	for name, tt := range map[string]struct {
+		perSecond, last int
+		arrives         bool
+		took            time.Duration // the connection ends or is written, rounded up to writeTimeout
+	}{
+		"6 KB a second":              {6000, page * 2, true, 50 * time.Second},
+		"1.2 KB a second":            {1200, page * 2, true, 250 * time.Second},
+		"a link that falls silent":   {6000, 100_000, false, 30 * time.Second},
+		"nothing at all":             {6000, 0, false, 10 * time.Second},
+		"less than 5 minutes' worth": {100, page * 2, false, 300 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				link, tick := &slowLink{perSecond: tt.perSecond, last: tt.last}, new(atomic.Int64)
+				c := New(link, nil, Options{QueueBytes: 1 << 20, TotalQueued: new(atomic.Int64), Tick: tick})
+				f := bigMessage(1, page)
+				c.Send(f)
+				for ended := false; !ended; {
+					time.Sleep(writeTimeout)
+					synctest.Wait()
+					tick.Add(1)
+					c.mu.Lock()
+					ended = !c.writing || c.failed
+					c.mu.Unlock()
+				}
+				if got := time.Duration(tick.Load()) * writeTimeout; got != tt.took {
+					t.Errorf("ended after %v, want %v", got, tt.took)
+				}
+				if got := bytes.Equal(link.received.Bytes(), f); got != tt.arrives {
+					t.Errorf("it arrives whole: %v, want %v", got, tt.arrives)
+				}
+				want := protocol.CloseCode(0)
+				if !tt.arrives {
+					want = protocol.CloseSlow
+				}
+				if code, _ := c.CloseStatus(); code != want {
+					t.Errorf("closed with %d, want %d", code, want)
+				}
+				if alive := tick.Load() - c.LastRead(); tt.arrives && alive > 2 {
+					t.Errorf("the last sign of life is %v old", time.Duration(alive)*writeTimeout)
+				}
+				_ = c.Close()
+			})
+		})
+	}
+}
+
 // An aborted connection does not wait until its client has read the close frame: what the
 // client has sent stays unread, so that it gets a reset.
 func TestAnAbortedConnectionDoesNotWaitForItsClient(t *testing.T) {

@@ -14,3 +14,12 @@ func (w *directWriter) init(inner net.Conn) {
 		return true // done: do not wait until the socket is writable
 	}
 }
+
+// unacked returns how many bytes the socket has accepted and the client has not
+// acknowledged; 0 if that is not known.
+func (w *directWriter) unacked() (n int) {
+	if w.raw != nil {
+		_ = w.raw.Control(func(fd uintptr) { n = unackedBytes(fd) }) // an error leaves 0
+	}
+	return n
+}

@@ -19,3 +19,13 @@ func sendNow(fd uintptr, p []byte) (int, error) {
 	}
 	return int(n), nil
 }
+
+// unackedBytes returns how many bytes wait in the socket for their acknowledgement
+// (SIOCOUTQ of tcp(7)), 0 on an error.
+func unackedBytes(fd uintptr) int {
+	var n int32
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCOUTQ, uintptr(unsafe.Pointer(&n))); errno != 0 {
+		return 0
+	}
+	return int(n)
+}

@@ -14,6 +14,7 @@ import (
 	"switchyard/internal/audit"
 	"switchyard/internal/auth"
 	"switchyard/internal/hub"
+	"switchyard/internal/ingress"
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 	"switchyard/internal/ratelimit"
@@ -48,6 +49,7 @@ type api struct {
 	readLimiter *ratelimit.Keyed // by user
 	maxFrame    int
 	now         func() time.Duration
+	cors        cors
 }
 
 func newAPI(s *Server) *api {
@@ -56,17 +58,19 @@ func newAPI(s *Server) *api {
 		keys:        hashKeys(s.cfg.APIKeys),
 		keyLimiter:  ratelimit.NewKeyed(ratelimit.PerSecond(s.cfg.Rates.API)),
 		readLimiter: ratelimit.NewKeyed(ratelimit.PerSecond(s.cfg.Rates.History)),
-		maxFrame:    s.cfg.MaxFrame, now: s.cfg.now,
+		maxFrame:    s.cfg.MaxFrame, now: s.cfg.now, cors: cors{ingress.NewOrigins(s.cfg.AllowedOrigins)},
 	}
 }
 
 // routes adds the calls to a router.
 func (a *api) routes(r chi.Router) {
-	r.With(a.requireReader).Get("/rooms/{room}/messages", a.respond.adapt(a.history))
+	const messages = "/rooms/{room}/messages"
+	r.With(a.cors.expose).Options(messages, a.respond.adapt(a.cors.preflight))
+	r.With(a.cors.expose, a.requireReader).Get(messages, a.respond.adapt(a.history))
 	r = r.With(a.requireKey)
 	r.Post("/messages", a.respond.adapt(a.publishBatch))
 	r.Get("/rooms", a.respond.adapt(a.listRooms))
-	r.Post("/rooms/{room}/messages", a.respond.adapt(a.publish))
+	r.Post(messages, a.respond.adapt(a.publish))
 	r.Post("/rooms/{room}/signals", a.respond.adapt(a.signal))
 	r.Get("/rooms/{room}/presence", a.respond.adapt(a.presence))
 	r.Post("/users/{user}/disconnect", a.respond.adapt(a.disconnectUser))

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"switchyard/internal/testkit"
 )
 
 func TestABackendPublishesAndBrowsersSeeIt(t *testing.T) {
@@ -137,6 +139,31 @@ func TestHistoryPagesBothWays(t *testing.T) {
 	}
 }
 
+// What some decoders and databases refuse or replace comes back as it was written, to
+// members and over HTTP: half a surrogate, NUL, a byte order mark within a text.
+func TestDataComesBackAsItWasWritten(t *testing.T) {
+	n := startNode(t, nil)
+	b := n.dial(nil)
+	b.send(`{"type":"join","room":"a"}`)
+	b.until("joined")
+	for _, data := range []string{`"\ud800"`, `"a\u0000b"`, `{"\udfff":"\ud83d \ude00"}`, "\"\ufeff\"", `1e400`} {
+		b.send(`{"type":"publish","room":"a","data":%s}`, data)
+		want := `"data":` + data
+		for frame := ""; !strings.Contains(frame, `"type":"message"`); {
+			_, p, err := b.ws.Read(testkit.Within(t, testkit.Timeout))
+			if frame = string(p); err != nil || strings.Contains(frame, `"type":"error"`) {
+				t.Fatalf("%s: %s %v", data, frame, err)
+			}
+			if strings.Contains(frame, `"type":"message"`) && !strings.Contains(frame, want) {
+				t.Errorf("%s came back as %s", data, frame)
+			}
+		}
+		if _, body := n.call("GET", "/v1/rooms/a/messages?limit=1", testKey, ""); !strings.Contains(body, want) {
+			t.Errorf("%s came back over HTTP as %s", data, body)
+		}
+	}
+}
+
 func TestProblems(t *testing.T) {
 	n := startNode(t, func(c *Config) { c.MaxFrame = 1024 })
 	long := `{"data":"` + strings.Repeat("x", 2000) + `"}`
@@ -149,6 +176,7 @@ func TestProblems(t *testing.T) {
 		{"POST", "/v1/rooms/a/messages", "wrong", `{"data":1}`, 401, "unauthorized", "API_KEYS"},
 		{"POST", "/v1/rooms/a/messages", testKey, `{"data":`, 400, "malformed", "JSON"},
 		{"POST", "/v1/rooms/a/messages", testKey, `[1]`, 400, "malformed", "JSON"},
+		{"POST", "/v1/rooms/a/messages", testKey, "\ufeff" + `{"data":1}`, 400, "malformed", "JSON"},
 		{"POST", "/v1/rooms/a/messages", testKey, `{}`, 400, "invalid", "data"},
 		{"POST", "/v1/rooms/a/messages", testKey, `{"data":1,"id":""}`, 400, "invalid", "id"},
 		{"POST", "/v1/rooms/a%20b/messages", testKey, `{"data":1}`, 400, "invalid", "room"},

@@ -215,6 +215,119 @@ func TestAFloodOfHandshakesDoesNotFloodTheLog(t *testing.T) {
 	})
 }
 
+// Some libraries write a slash too many in the address of the socket, and a browser hides
+// the refusal.
+func TestASlashTooManyLeadsToTheSocket(t *testing.T) {
+	n := startKeyedNode(t, "*:rw", func(c *Config) { c.AuthQueryToken = true })
+	token := tokenOf("ann", time.Hour, everyRoom)
+	for _, path := range []string{"/ws/", "//ws", "///ws//", "/ws/?access_token=" + token, "//ws?access_token=" + token} {
+		b, res := n.openAt(path, nil)
+		if got := b.read(); got["type"] != "welcome" || (got["user"] == "ann") != strings.Contains(path, "token") {
+			t.Errorf("%s: %d, then %v", path, res.StatusCode, got)
+		}
+	}
+	for path, want := range map[string]int{"/ws/x": 404, "/ws//x": 404, "/wss": 404, "/x/ws": 404, "/%2Fws": 404, "//metrics": 404, "/metrics/": 404, "//v1/rooms": 404} {
+		if status, body := n.rawGet(path, "Host: "+n.addr+"\r\n"); status != want {
+			t.Errorf("%s: %d %.200s, want %d", path, status, body, want)
+		}
+	}
+	if res, _ := n.call("POST", "//ws/", "", ""); res.StatusCode != http.StatusMethodNotAllowed || res.Header.Get("Allow") != "GET" {
+		t.Errorf("POST //ws/: %d %v", res.StatusCode, res.Header)
+	}
+	if got := n.metric(`websocket_connections_total{result="ok"}`); got != "5" {
+		t.Errorf("%q handshakes are counted, want 5", got)
+	}
+}
+
+// The cookies of a site come with each handshake, though they are not read. A header as
+// large as load balancers pass on is accepted.
+func TestAHandshakeWithTheCookiesOfALargeSite(t *testing.T) {
+	n := startKeyedNode(t, "*:rw", nil)
+	cookies := func(bytes int) []string {
+		lines := []string{"Authorization: Bearer " + tokenOf("ann", time.Hour, `{"`+strings.Repeat("x", 100)+`":"rw"}`)}
+		for ; bytes > 0; bytes -= 4 << 10 {
+			lines = append(lines, "Cookie: a="+strings.Repeat("x", 4<<10-len("Cookie: a=\r\n")))
+		}
+		return lines
+	}
+	for bytes, want := range map[int]int{16 << 10: 101, 60 << 10: 101, 72 << 10: http.StatusRequestHeaderFieldsTooLarge} {
+		if got := n.handshakeStatus(cookies(bytes)...); got != want {
+			t.Errorf("%d KiB of cookies: %d, want %d", bytes>>10, got, want)
+		}
+	}
+}
+
+// A proxy sends a request on a connection that it has kept idle as long as it keeps any.
+// The service must not be closing it at that moment, since a POST is not sent again.
+func TestAnIdleConnectionIsKeptLongerThanByProxies(t *testing.T) {
+	for setting, want := range map[time.Duration]time.Duration{0: 150 * time.Second, 620 * time.Second: 620 * time.Second} {
+		inBubble(t, func(t *testing.T) {
+			n := startNode(t, func(c *Config) { c.IdleTimeout = setting })
+			c, err := n.dialRaw(n.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			br := bufio.NewReader(c)
+			publish := func() {
+				fmt.Fprintf(c, "POST /v1/rooms/a/messages HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 10\r\n\r\n{\"data\":1}", testKey)
+				res, err := http.ReadResponse(br, nil)
+				if err != nil || res.StatusCode != http.StatusCreated {
+					t.Fatalf("%v %v", res, err)
+				}
+				_, _ = io.Copy(io.Discard, res.Body)
+			}
+			publish()
+			time.Sleep(want - time.Millisecond)
+			publish()
+			idleSince := time.Now()
+			if _, err := br.ReadByte(); err != io.EOF {
+				t.Errorf("the end of an idle connection: %v", err)
+			}
+			if kept := time.Since(idleSince); kept != want {
+				t.Errorf("kept for %v, want %v", kept, want)
+			}
+		})
+	}
+}
+
+// A slowReader reads 4 KB a second.
+type slowReader struct{ io.Reader }
+
+func (s slowReader) Read(p []byte) (int, error) {
+	time.Sleep(100 * time.Millisecond)
+	return s.Reader.Read(p[:min(len(p), 400)])
+}
+
+// A page of history takes a slow link more than two heartbeats. It arrives all the same,
+// although the pings of the service wait behind it.
+func TestAPageOfHistoryArrivesOnASlowLink(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, nil)
+		message := `{"room":"a","data":"` + strings.Repeat("x", 1200) + `"}`
+		n.call("POST", "/v1/messages", testKey, "["+strings.Repeat(message+",", 199)+message+"]")
+		c, br := n.rawHandshake(testkit.MaskedFrame(frameText, `{"type":"history","ref":"page","room":"a","limit":200}`))
+		_ = c.SetDeadline(time.Time{})
+		slow, asked := bufio.NewReader(slowReader{br}), time.Now()
+		for op, payload := byte(0), ""; !strings.Contains(payload, `"ref":"page"`); {
+			op, payload = readFrame(t, slow)
+			switch op {
+			case framePing:
+				_, _ = io.WriteString(c, testkit.MaskedFrame(framePong, payload))
+			case frameClose:
+				t.Fatalf("closed with %x after %v", payload, time.Since(asked))
+			}
+		}
+		if took := time.Since(asked); took < 2*n.cfg.Heartbeat {
+			t.Errorf("the page took %v only", took)
+		}
+		_, _ = io.WriteString(c, testkit.MaskedFrame(frameText, `{"type":"leave","ref":"after","room":"none"}`))
+		if outcome, _ := readOutcome(t, br); outcome != staysOpen {
+			t.Errorf("then closed with %d", outcome)
+		}
+	})
+}
+
 // OPTIONS * is about the server as a whole (RFC 9110 §9.3.7). net/http would answer
 // it without any of our headers.
 func TestOptionsStarIsAnsweredLikeAnyUnknownPath(t *testing.T) {

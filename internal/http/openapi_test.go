@@ -82,7 +82,7 @@ func upgradeHeader(more ...string) http.Header {
 // the request.
 func everyCall() (all []exchange) {
 	for _, operation := range []string{
-		"POST /v1/rooms/{room}/messages", "GET /v1/rooms/{room}/messages", "POST /v1/messages", "POST /v1/rooms/{room}/signals",
+		"POST /v1/rooms/{room}/messages", "GET /v1/rooms/{room}/messages", "OPTIONS /v1/rooms/{room}/messages", "POST /v1/messages", "POST /v1/rooms/{room}/signals",
 		"GET /v1/rooms", "GET /v1/rooms/{room}/presence", "POST /v1/users/{user}/disconnect", "GET /", "GET /{file}", "GET /ws", "GET /healthz", "GET /readyz", "GET /metrics",
 	} {
 		method, route, _ := strings.Cut(operation, " ")
@@ -123,6 +123,8 @@ func exchanges() []exchange {
 		{"GET", one, a + "?before=9", "", nil, nil, 200},
 		{"GET", one, "/v1/rooms/empty/messages", "", nil, nil, 200},
 		{"GET", one, a + "?limit=0", "", nil, nil, 400},
+		{"OPTIONS", one, a, "", http.Header{"Origin": {"https://app.example"}}, nil, 204},
+		{"OPTIONS", one, a, "", http.Header{"Origin": {"https://evil.example"}}, nil, 403},
 		{"GET", one, a, "", nil, planted, 503},
 		{"GET", one, a, "", nil, errPanic, 500},
 		{"GET", list, list, "", nil, nil, 200},
@@ -187,7 +189,9 @@ func exchanges() []exchange {
 // validated against the document. The service accepts exactly the bodies that the
 // document accepts.
 func TestEveryAnswerMatchesOpenAPI(t *testing.T) {
-	n := startNode(t, func(c *Config) { c.AllowedHosts = []string{"127.0.0.1"} })
+	n := startNode(t, func(c *Config) {
+		c.AllowedHosts, c.AllowedOrigins = []string{"127.0.0.1"}, []string{"https://app.example"}
+	})
 	d := readDocument(t, "openapi.yaml")
 	met, codes, used := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	do := func(n *node, e exchange) {
@@ -239,7 +243,7 @@ func TestEveryAnswerMatchesOpenAPI(t *testing.T) {
 		limited.call("GET", "/v1/rooms", testKey, "")
 	}
 	for _, e := range everyCall() {
-		if strings.HasPrefix(e.route, "/v1/") {
+		if strings.HasPrefix(e.route, "/v1/") && e.method != http.MethodOptions { // a preflight has no key
 			e.status = http.StatusTooManyRequests
 			do(limited, e)
 		}

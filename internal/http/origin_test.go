@@ -3,7 +3,9 @@ package http
 import (
 	"encoding/json"
 	"net/http"
+	"strings"
 	"testing"
+	"time"
 )
 
 // internal/ingress has the cases of origins. A handshake of a page that may not connect
@@ -32,6 +34,58 @@ func TestAPageOfAnotherOriginIsRefused(t *testing.T) {
 	}
 	if got := n.metric(`websocket_connections_total{result="origin"}`); got != "3" {
 		t.Errorf("refused origins counted %q times, want 3", got)
+	}
+}
+
+// A page of a listed origin reads a room over HTTP with its user's token: its browser asks
+// first, and then shows the page the answer, a refusal too. Calls for backends stay closed
+// to pages.
+func TestAPageOfAListedOriginReadsHistoryWithAToken(t *testing.T) {
+	n := startKeyedNode(t, "", func(c *Config) { c.AllowedOrigins = []string{"https://app.example", "null"} })
+	n.call("POST", "/v1/rooms/a/messages", testKey, `{"data":1}`)
+	const path = "/v1/rooms/a/messages"
+	preflight := func(path, origin string) *http.Response {
+		header := http.Header{"Access-Control-Request-Method": {"GET"}, "Access-Control-Request-Headers": {"authorization"}}
+		if origin != "" {
+			header.Set("Origin", origin)
+		}
+		res, _ := n.request("OPTIONS", path, header, http.NoBody)
+		return res
+	}
+	token := tokenOf("ann", time.Hour, everyRoom)
+	for origin, want := range map[string]int{"https://app.example": 204, "null": 204, "http://" + n.addr: 204, "": 204, "https://evil.example": 403} {
+		res := preflight(path, origin)
+		allowed := ""
+		if want == 204 {
+			allowed = origin
+		}
+		h := res.Header
+		if res.StatusCode != want || h.Get("Access-Control-Allow-Origin") != allowed || h.Get("Vary") != "Origin" ||
+			(h.Get("Access-Control-Allow-Methods") == "GET") != (want == 204) || (h.Get("Access-Control-Allow-Headers") == "Authorization") != (want == 204) {
+			t.Errorf("the preflight of %q: %d %v, want %d", origin, res.StatusCode, h, want)
+		}
+		for credential, status := range map[string]int{token: 200, "nonsense": 401} {
+			header := http.Header{"Authorization": {"Bearer " + credential}}
+			if origin != "" {
+				header.Set("Origin", origin)
+			}
+			res, body := n.request("GET", path, header, http.NoBody)
+			if res.StatusCode != status || res.Header.Get("Access-Control-Allow-Origin") != allowed || res.Header.Get("Access-Control-Allow-Credentials") != "" {
+				t.Errorf("%q reads: %d %v %s, want %d", origin, res.StatusCode, res.Header, body, status)
+			}
+		}
+	}
+	for _, closed := range []string{"/v1/messages", "/v1/rooms", "/v1/rooms/a/signals", "/v1/rooms/a/presence", "/v1/users/ann/disconnect", "/ws", "/metrics"} {
+		if res := preflight(closed, "https://app.example"); res.StatusCode != http.StatusMethodNotAllowed || res.Header.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("the preflight of %s: %d %v, want 405", closed, res.StatusCode, res.Header)
+		}
+	}
+	res, _ := n.request("POST", path, http.Header{"Origin": {"https://app.example"}, "Authorization": {"Bearer " + testKey}}, strings.NewReader(`{"data":2}`))
+	if res.StatusCode != http.StatusCreated || res.Header.Get("Access-Control-Allow-Origin") != "" {
+		t.Errorf("a page sees the answer of a call for backends: %d %v", res.StatusCode, res.Header)
+	}
+	if res, _ := n.request("DELETE", path, http.Header{}, http.NoBody); strings.Join(res.Header.Values("Allow"), " ") != "GET POST OPTIONS" {
+		t.Errorf("Allow: %v", res.Header.Values("Allow"))
 	}
 }
 

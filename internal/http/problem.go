@@ -61,6 +61,7 @@ var statuses = map[string]int{
 	protocol.CodeUnavailable:  http.StatusServiceUnavailable,
 	protocol.CodeInternal:     http.StatusInternalServerError,
 	codeMisdirected:           http.StatusMisdirectedRequest,
+	codeHandshake:             http.StatusBadRequest,
 }
 
 // The codes that only HTTP has.

@@ -1,7 +1,9 @@
 package http
 
 import (
+	"cmp"
 	"net/http"
+	"strings"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
@@ -14,7 +16,7 @@ import (
 func (s *Server) routes(g *guard) http.Handler {
 	respond, calls, health := s.respond, newAPI(s), probes{s}
 	r := chi.NewRouter()
-	r.Use(middleware.GetHead, g.withCallerInfo, respond.recoverPanics, respond.onlyProbes)
+	r.Use(trimSlashes, middleware.GetHead, g.withCallerInfo, respond.recoverPanics, respond.onlyProbes)
 	r.With(g.knownHost).Get("/ws", newUpgrader(s).upgrade) // not in countRequests, since it hijacks the connection
 	r.Group(func(r chi.Router) {
 		r.Use(respond.countRequests)
@@ -32,11 +34,31 @@ func (s *Server) routes(g *guard) http.Handler {
 	return r
 }
 
+// trimSlashes routes the socket's path with slashes too many, which some libraries
+// write. A browser hides a refusal, and follows no redirect. Other paths are matched as
+// they are: a proxy may deny some of them by their names.
+func trimSlashes(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if path := socketPath(r); path != "" {
+			chi.RouteContext(r.Context()).RoutePath = path
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// socketPath returns /ws for /ws/, //ws and the like, and "" for other paths.
+func socketPath(r *http.Request) string {
+	if strings.Trim(r.URL.EscapedPath(), "/") == "ws" {
+		return "/ws"
+	}
+	return ""
+}
+
 // methodNotAllowed lists the methods of the route in Allow (RFC 9110 §15.5.6).
 func methodNotAllowed(w http.ResponseWriter, r *http.Request) error {
 	routes := chi.RouteContext(r.Context()).Routes
-	for _, m := range []string{http.MethodGet, http.MethodPost} {
-		if routes.Match(chi.NewRouteContext(), m, r.URL.Path) {
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodOptions} {
+		if routes.Match(chi.NewRouteContext(), m, cmp.Or(socketPath(r), r.URL.Path)) {
 			w.Header().Add("Allow", m)
 		}
 	}

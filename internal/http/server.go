@@ -41,7 +41,8 @@ type Config struct {
 	Node, Color, Deployment, Version string
 	// AllowedOrigins are the origins of pages that may connect, beside the server's
 	// own: scheme://host[:port], null, or https://*.example.com, where the star
-	// matches one label.
+	// matches one label. The host of an app's or extension's scheme may be absent or a
+	// star.
 	AllowedOrigins []string
 	// AllowedHosts are the host names that the server accepts; a star matches one
 	// label. None means any.
@@ -85,6 +86,9 @@ type Config struct {
 	Rates    Rates
 	// UserLimits limits what users publish on all nodes. Nil: no such limit.
 	UserLimits UserLimits
+	// IdleTimeout is how long a connection without a request stays open, 150 s by
+	// default. It must be longer than proxies keep their idle connections.
+	IdleTimeout time.Duration
 	// Heartbeat is the period of heartbeats. A client that sends no byte for two
 	// periods is closed. 25 s by default.
 	Heartbeat time.Duration
@@ -135,6 +139,9 @@ func (c *Config) defaults() {
 	if c.Heartbeat <= 0 {
 		c.Heartbeat = 25 * time.Second
 	}
+	if c.IdleTimeout <= 0 {
+		c.IdleTimeout = 150 * time.Second
+	}
 	if c.IDWindow <= 0 {
 		c.IDWindow = 10 * time.Minute
 	}
@@ -160,8 +167,7 @@ func (c *Config) defaults() {
 const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 15 * time.Second // body read and answer written
-	idleTimeout    = 75 * time.Second // over the load balancer's usual 60 s
-	headerBytes    = 16 << 10
+	headerBytes    = 64 << 10         // as much as load balancers pass on; cookies of the site may need it
 )
 
 // A Server serves clients, backends, probes and operators. It is safe for
@@ -240,7 +246,7 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
 		WriteTimeout:      requestTimeout,
-		IdleTimeout:       idleTimeout,
+		IdleTimeout:       s.cfg.IdleTimeout,
 		MaxHeaderBytes:    headerBytes,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		// OPTIONS * gets our headers and our problem document, as any unknown path

@@ -2,7 +2,9 @@ package http
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -262,6 +264,37 @@ func TestANormalCloseEndsTheSession(t *testing.T) {
 			return w["resumed"] == false
 		})
 	})
+}
+
+// A browser ends a connection whose handshake offered subprotocols of which none was
+// selected, and says nothing. So such a handshake is refused, with the reason.
+func TestAHandshakeThatOffersOtherSubprotocolsIsRefused(t *testing.T) {
+	n := startKeyedNode(t, "*:rw", nil)
+	token := "bearer." + tokenOf("ann", time.Hour, everyRoom)
+	for _, lines := range [][]string{
+		{"Sec-WebSocket-Protocol: " + token}, {"Sec-WebSocket-Protocol: graphql-ws, chat"}, {"Sec-WebSocket-Protocol: switchyard.v2"},
+		{"Sec-WebSocket-Protocol: session.a", "Sec-WebSocket-Protocol: chat"}, {"Sec-WebSocket-Protocol: switchyard.v1 chat"},
+	} {
+		status, body := n.rawGet("/ws", "Host: "+n.addr+"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"+strings.Join(lines, "\r\n")+"\r\n")
+		var p problem
+		if err := json.Unmarshal([]byte(body), &p); err != nil || status != http.StatusBadRequest || p.Code != codeHandshake || !strings.Contains(p.Detail, "switchyard.v1: offer it as well") {
+			t.Errorf("%.60q: %d %s, want 400 that names switchyard.v1", lines, status, body)
+		}
+		if strings.Contains(body, token) {
+			t.Errorf("the answer has the token: %s", body)
+		}
+	}
+	if got := n.metric(`websocket_connections_total{result="handshake"}`); got != "5" {
+		t.Errorf("%q are counted, want 5", got)
+	}
+	for _, lines := range [][]string{
+		nil, {"Sec-WebSocket-Protocol:"}, {"Sec-WebSocket-Protocol: ,"}, {"Sec-WebSocket-Protocol: chat, switchyard.v1"},
+		{"Sec-WebSocket-Protocol: " + token, "Sec-WebSocket-Protocol: switchyard.v1"}, {"Sec-WebSocket-Protocol: Switchyard.V1"},
+	} {
+		if got := n.handshakeStatus(lines...); got != http.StatusSwitchingProtocols {
+			t.Errorf("%.60q: %d, want 101", lines, got)
+		}
+	}
 }
 
 func TestBadSubprotocolsAreRefused(t *testing.T) {

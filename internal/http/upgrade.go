@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -48,6 +49,13 @@ var errHandshakeRate = &protocol.Error{
 	Code:       protocol.CodeUnavailable,
 	Message:    "too many handshakes a second; see MAX_HANDSHAKE_RATE",
 	RetryAfter: time.Second,
+}
+
+// errNoSubprotocol refuses a handshake that offers subprotocols and not ours. A browser
+// would end the connection that the service has accepted, because none was selected.
+var errNoSubprotocol = &protocol.Error{
+	Code:    codeHandshake,
+	Message: "Sec-WebSocket-Protocol has entries and not " + protocol.Subprotocol + ": offer it as well",
 }
 
 // A hijacker gives the websocket library our conn when it hijacks the connection.
@@ -128,6 +136,9 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	handshake, err := s.auth.readHandshake(r)
+	if err == nil && offersOnlyOthers(r) {
+		err = errNoSubprotocol
+	}
 	if err != nil {
 		s.metrics.connections.WithLabelValues("handshake").Inc()
 		u.respond.refuse(w, r, err)
@@ -173,6 +184,18 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())
 	go sock.readLoop()
+}
+
+// offersOnlyOthers reports whether a handshake offers subprotocols, and not ours.
+func offersOnlyOthers(r *http.Request) (others bool) {
+	for offered := range strings.SplitSeq(strings.Join(r.Header.Values("Sec-WebSocket-Protocol"), ","), ",") {
+		offered = strings.TrimSpace(offered)
+		if strings.EqualFold(offered, protocol.Subprotocol) { // as the library compares
+			return false
+		}
+		others = others || offered != ""
+	}
+	return others
 }
 
 // serveSocket identifies the client of a new connection, starts the timeout for its

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -93,12 +94,24 @@ type origin struct {
 	authority
 }
 
+// pageSchemes are the schemes of pages on the web. Some native clients write the
+// scheme of the WebSocket instead, which no page can have.
+var pageSchemes = map[string]string{"http": "http", "https": "https", "ws": "http", "wss": "https"}
+
+// parseOrigin parses scheme://host[:port]. The pages of an app may have a scheme of
+// their own, and then no host or a dot: file:// on Android, app://. in Electron.
 func parseOrigin(s string) (o origin, ok bool) {
 	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok {
+	if !ok || scheme == "" {
 		return o, false
 	}
-	o.scheme = strings.ToLower(scheme)
+	scheme = strings.ToLower(scheme)
+	web := pageSchemes[scheme]
+	o.scheme = cmp.Or(web, scheme)
+	if web == "" && (rest == "" || rest == ".") {
+		o.host = rest
+		return o, true
+	}
 	if o.authority, ok = parseAuthority(rest); !ok {
 		return o, false
 	}
@@ -125,7 +138,8 @@ type Origins struct {
 
 // An originPattern matches one label in place of its star, as a certificate does:
 // https://*.example.com matches https://a.example.com, but neither
-// https://example.com nor https://a.b.example.com.
+// https://example.com nor https://a.b.example.com. moz-extension://* matches every
+// extension in Firefox, whose host is another one in each browser.
 type originPattern struct{ prefix, suffix string }
 
 // NewOrigins takes a list that internal/config has validated.

@@ -47,7 +47,8 @@ func TestAStarIsEveryOriginButNull(t *testing.T) {
 	star, both := NewOrigins([]string{"https://app.example", "*"}), NewOrigins([]string{"*", "null"})
 	for origin, want := range map[string]bool{
 		"https://anywhere.example": accepted, "http://192.0.2.1:3000": accepted, "capacitor://localhost": accepted, "chrome-extension://abcdef": accepted,
-		"null": refused, "": refused, "https://a.example/path": refused, "https://u@a.example": refused, "*": refused, "anywhere.example": refused,
+		"file://": accepted, "app://.": accepted, "wss://anywhere.example": accepted,
+		"null": refused, "": refused, "://": refused, "https://": refused, "https://.": refused, "file:///path": refused, "https://a.example/path": refused, "https://u@a.example": refused, "*": refused, "anywhere.example": refused,
 	} {
 		if got := isAllowed(t, nil, &star, "Origin: "+origin); got != want {
 			t.Errorf("%q: %t, want %t", origin, got, want)
@@ -64,7 +65,7 @@ func TestAStarIsEveryOriginButNull(t *testing.T) {
 func TestOrigins(t *testing.T) {
 	origins := NewOrigins([]string{
 		"https://app.example", "https://*.pages.example", "https://*.odd.example:8443", "HTTP://Mixed.Example:80",
-		"capacitor://localhost", "http://[::1]:8000", "https://dotted.example.",
+		"capacitor://localhost", "http://[::1]:8000", "https://dotted.example.", "wss://sockets.example", "ws://sockets.example:8000",
 	})
 	allow := func(lines ...string) bool { return isAllowed(t, nil, &origins, lines...) }
 	for _, tt := range []struct {
@@ -80,7 +81,19 @@ func TestOrigins(t *testing.T) {
 		{"listed", "https://app.example", accepted},
 		{"listed, with the default port of https", "https://app.example:443", accepted},
 		{"another scheme", "http://app.example", refused},
-		{"the scheme of a WebSocket", "wss://app.example", refused},
+		{"the scheme of a WebSocket", "wss://app.example", accepted},
+		{"the scheme of a WebSocket, with its default port", "wss://app.example:443", accepted},
+		{"the scheme of a WebSocket without TLS", "ws://app.example", refused},
+		{"the scheme of a WebSocket, a pattern", "wss://pr-12.pages.example", accepted},
+		{"its own, the scheme of a WebSocket", "ws://" + serviceHost, accepted},
+		{"its own, the scheme of a WebSocket, behind TLS", "wss://" + serviceHost, accepted},
+		{"its own, the scheme of a WebSocket, another port", "wss://127.0.0.1:1", refused},
+		{"listed with the scheme of a WebSocket", "https://sockets.example", accepted},
+		{"listed with the scheme of a WebSocket, and sent so", "wss://sockets.example", accepted},
+		{"listed with the scheme of a WebSocket and a port", "http://sockets.example:8000", accepted},
+		{"the files of an app, not listed", "file://", refused},
+		{"an app without a host, not listed", "app://.", refused},
+		{"an extension, not listed", "moz-extension://0b6a1f2e-8f3c-4c55-9d0f-3a7a1c1d2e3f", refused},
 		{"another port", "https://app.example:444", refused},
 		{"the other scheme's port", "https://app.example:80", refused},
 		{"in capitals", "HTTPS://APP.example", accepted},
@@ -144,6 +157,24 @@ func TestOrigins(t *testing.T) {
 	}
 	if allow("Origin: https://app.example", "origin: https://evil.example") {
 		t.Error("two lines are allowed, the second one evil")
+	}
+}
+
+// Apps and extensions show their pages under schemes of their own. Some have no host,
+// and those of Firefox have a random one in each browser.
+func TestTheOriginsOfAppsAndExtensions(t *testing.T) {
+	listed := NewOrigins([]string{"file://", "app://.", "capacitor://", "moz-extension://*", "chrome-extension://abcdefghijklmnopabcdefghijklmnop"})
+	for origin, want := range map[string]bool{
+		"file://": accepted, "FILE://": accepted, "app://.": accepted, "capacitor://": accepted,
+		"moz-extension://0b6a1f2e-8f3c-4c55-9d0f-3a7a1c1d2e3f": accepted, "Moz-Extension://0B6A1F2E": accepted,
+		"chrome-extension://abcdefghijklmnopabcdefghijklmnop": accepted,
+		"null": refused, "file://host": refused, "file:///": refused, "file:///index.html": refused, "app://": refused, "app://..": refused, "app://x": refused,
+		"moz-extension://": refused, "moz-extension://a.b": refused, "moz-extension://a:1": refused, "moz-extension://a/b": refused, "moz-extension://*": refused,
+		"chrome-extension://ponmlkjihgfedcbaponmlkjihgfedcba": refused, "xmoz-extension://a": refused, "https://a": refused,
+	} {
+		if got := isAllowed(t, nil, &listed, "Origin: "+origin); got != want {
+			t.Errorf("%q: %t, want %t", origin, got, want)
+		}
 	}
 }
 
@@ -256,6 +287,8 @@ func TestARefusalSaysWhatWasCompared(t *testing.T) {
 	}{
 		{"a page of another host", []string{"Host: chat.example", "Origin: https://evil.example"},
 			"this service is at http://chat.example or https://chat.example, the page at https://evil.example"},
+		{"a program that names the wrong scheme", []string{"Host: chat.example", "X-Forwarded-Proto: https", "Origin: http://chat.example"},
+			"this service is at https://chat.example, the page at http://chat.example"},
 		{"another scheme", []string{"Host: chat.example", "X-Forwarded-Proto: http", "Origin: https://chat.example"},
 			"this service is at http://chat.example, the page at https://chat.example"},
 		{"another port", []string{"Host: chat.example", "X-Forwarded-Proto: https", "X-Forwarded-Port: 8443", "Origin: https://chat.example:9443"},

@@ -51,7 +51,10 @@ func (p Proxies) Sender(r *http.Request) Sender {
 	}
 	f := readForwarding(r.Header)
 	addr, first := p.client(peer, f.clients)
-	s := Sender{Addr: addr, Network: network(addr), Host: r.Host, proto: forwardedProto(valueOf(first, f.protos))}
+	s := Sender{Addr: addr, Host: r.Host, proto: forwardedProto(valueOf(first, f.protos))}
+	if !p.trusts(addr) { // A proxy that names no client is not counted: all behind it would share one limit.
+		s.Network = network(addr)
+	}
 	if host := valueOf(first, f.hosts); host != "" {
 		s.Host = host
 		s.ports = portsOf(host, r.Host)

@@ -153,10 +153,31 @@ func TestConnectionsAreCountedByAddressPrefix(t *testing.T) {
 			t.Errorf("%s is counted: %v, want %v", peer, got, want)
 		}
 	}
-	r := httptest.NewRequest("GET", "/", nil)
-	r.RemoteAddr = "10.0.0.1:1"
-	r.Header.Set("X-Forwarded-For", "10.0.0.9")
-	if !Proxies(prefixes("10.0.0.1/32")).Sender(r).Network.IsValid() {
-		t.Error("an internal address that a trusted proxy names is not counted")
+}
+
+// Behind a trusted proxy the client that it names is counted, though its address be
+// internal, and the proxy itself never: all clients behind it would share one limit.
+func TestATrustedProxyIsNotCountedByItsAddress(t *testing.T) {
+	trusted := Proxies(prefixes("198.51.100.0/28", "10.0.0.1/32", "2001:db8::/64"))
+	for _, tt := range []struct{ peer, header, value, want string }{
+		{"198.51.100.1:1", "X-Forwarded-For", "203.0.113.7", "203.0.113.7/32"},
+		{"10.0.0.1:1", "X-Forwarded-For", "10.0.0.9", "10.0.0.9/32"},
+		{"198.51.100.1:1", "Forwarded", "for=203.0.113.7", "203.0.113.7/32"},
+		{"198.51.100.1:1", "X-Other", "", "invalid Prefix"},
+		{"10.0.0.1:1", "X-Other", "", "invalid Prefix"},
+		{"[2001:db8::1]:1", "X-Other", "", "invalid Prefix"},
+		{"198.51.100.1:1", "X-Forwarded-For", "", "invalid Prefix"},
+		{"198.51.100.1:1", "X-Forwarded-For", "unknown", "invalid Prefix"},
+		{"198.51.100.1:1", "Forwarded", "for=_hidden", "invalid Prefix"},
+		{"198.51.100.1:1", "X-Forwarded-For", "203.0.113.7, unknown, 198.51.100.2", "invalid Prefix"},
+		{"198.51.100.1:1", "X-Forwarded-For", "198.51.100.2", "invalid Prefix"},
+		{"198.51.100.99:1", "X-Forwarded-For", "203.0.113.7", "198.51.100.99/32"}, // not trusted
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.RemoteAddr = tt.peer
+		r.Header.Set(tt.header, tt.value)
+		if got := trusted.Sender(r).Network.String(); got != tt.want {
+			t.Errorf("%s with %s %q is counted by %s, want %s", tt.peer, tt.header, tt.value, got, tt.want)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -20,6 +21,20 @@ func dialSilent(t *testing.T, s *testkit.Server) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
+}
+
+// dialClient opens a connection and sends a handshake, whose answer it does not read.
+func dialClient(t *testing.T, s *testkit.Server) {
+	t.Helper()
+	conn, err := net.Dial("tcp", s.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if _, err := io.WriteString(conn, "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // wantProbes checks that each probe is answered, on a connection of its own.
@@ -84,17 +99,18 @@ func TestFewerDescriptorsThanConnections(t *testing.T) {
 // are logged and counted.
 func TestNoDescriptorIsLeft(t *testing.T) {
 	t.Parallel()
-	s := testkit.StartServer(t, nil)
+	// The clients answer no ping. They keep their descriptors longer than a probe may take.
+	s := testkit.StartServer(t, map[string]string{"HEARTBEAT": "40s"})
 	wantProbes(t, s)
 	highest := slices.Max(s.OpenFiles())
 	s.LimitFiles(highest + 1)
 	testkit.Eventually(t, "all descriptors to be in use", func() bool {
-		if len(s.OpenFiles()) > highest {
-			return true
-		}
-		dialSilent(t, s)
-		return false
+		dialClient(t, s)
+		return strings.Contains(s.Output(), "connections cannot be accepted")
 	})
+	for range 8 { // They take what becomes free for a moment, such as that of a file: the probes wait behind them.
+		dialClient(t, s)
+	}
 	wantProbes(t, s)
 	if res, err := http.Get(s.URL() + "/v1/rooms"); err == nil {
 		_ = res.Body.Close()

@@ -110,6 +110,7 @@ func TestInWebKit(t *testing.T) {
 }
 
 func runWebDriver(t *testing.T, start func(testing.TB) *webdriver.Browser, short string) {
+	t.Parallel()
 	browser := start(t)
 	e := &env{
 		open:   func(tb testing.TB, url string) window { return browser.Open(tb, url) },

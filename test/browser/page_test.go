@@ -218,7 +218,7 @@ func testHistoryIsLoadedByScrolling(t *testing.T, e *env) {
 	}
 	// Scrolling up loads the rest, and the visible messages do not move.
 	for _, top := range []string{"21 ", "1 "} {
-		eval[bool](later, `document.querySelector(".log").scrollTop = 0; true`)
+		eval[bool](later, `(document.querySelector(".log").scrollTop = 0, true)`)
 		later.Until(fmt.Sprintf(`%s[0].startsWith(%q) && document.querySelector(".log").scrollTop > 0`, rows, top))
 	}
 	waitForRows(later, 120)

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"switchyard/internal/testkit"
 )
@@ -47,21 +46,7 @@ func StartFirefox(tb testing.TB) *Browser {
 		stop()
 		tb.Fatalf("webdriver: connect to Firefox: %v; it printed:\n%s", err, process.Output())
 	}
-	return start(tb, "Firefox", conn, stop)
-}
-
-// start opens the session of a browser. stop is called when the test ends.
-func start(tb testing.TB, name string, wire wire, stop func()) *Browser {
-	tb.Helper()
-	tb.Cleanup(func() {
-		wire.close()
-		stop()
-	})
-	b := &Browser{wire: wire}
-	if err := b.do(newSession, map[string]any{"capabilities": map[string]any{}}, nil); err != nil {
-		tb.Fatalf("webdriver: open a session of %s: %v", name, err)
-	}
-	return b
+	return start(tb, "Firefox", "tab", conn, stop)
 }
 
 // A marionette is a connection to Firefox's own protocol: JSON arrays, each behind
@@ -74,22 +59,16 @@ type marionette struct {
 
 // dialMarionette connects as soon as Firefox listens, and reads its greeting.
 func dialMarionette(ctx context.Context, port int) (*marionette, error) {
-	var dialer net.Dialer
-	for {
-		conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			m := &marionette{conn: conn, reader: bufio.NewReader(conn)}
-			if _, err := m.read(ctx); err != nil {
-				return nil, fmt.Errorf("read the greeting: %w", err)
-			}
-			return m, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(20 * time.Millisecond):
-		}
+	conn, err := dialWhenReady(ctx, port)
+	if err != nil {
+		return nil, err
 	}
+	m := &marionette{conn: conn, reader: bufio.NewReader(conn)}
+	if _, err := m.read(ctx); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("read the greeting: %w", err)
+	}
+	return m, nil
 }
 
 func (m *marionette) close() { _ = m.conn.Close() }

@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -27,6 +29,7 @@ type command struct{ method, path, name string }
 
 var (
 	newSession    = command{http.MethodPost, "", "WebDriver:NewSession"}
+	getWindow     = command{http.MethodGet, "/window", "WebDriver:GetWindowHandle"}
 	newWindow     = command{http.MethodPost, "/window/new", "WebDriver:NewWindow"}
 	switchWindow  = command{http.MethodPost, "/window", "WebDriver:SwitchToWindow"}
 	closeWindow   = command{http.MethodDelete, "/window", "WebDriver:CloseWindow"}
@@ -51,8 +54,44 @@ func (e *Error) Error() string { return e.Code + ": " + e.Message }
 // share its storage, as those of one person do. Its methods and those of its windows
 // may be called from any goroutine.
 type Browser struct {
-	mu   sync.Mutex // The commands that follow each other for one window.
-	wire wire
+	wire  wire
+	kind  string     // of new windows, "tab" or "window"
+	first string     // handle of an empty tab that stays open
+	mu    sync.Mutex // Held over the commands that follow each other for one window.
+}
+
+// start opens the session of a browser. stop is called when the test ends.
+func start(tb testing.TB, name, kind string, wire wire, stop func()) *Browser {
+	tb.Helper()
+	tb.Cleanup(func() {
+		wire.close()
+		stop()
+	})
+	b := &Browser{wire: wire, kind: kind}
+	err := b.do(newSession, map[string]any{"capabilities": map[string]any{}}, nil)
+	if err == nil {
+		err = b.do(getWindow, map[string]any{}, &b.first)
+	}
+	if err != nil {
+		tb.Fatalf("webdriver: open a session of %s: %v", name, err)
+	}
+	return b
+}
+
+// dialWhenReady connects to a port of this machine as soon as somebody listens there.
+func dialWhenReady(ctx context.Context, port int) (net.Conn, error) {
+	var dialer net.Dialer
+	for {
+		conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // do sends a command and decodes the value of its answer, unless value is nil.
@@ -76,19 +115,14 @@ type Window struct {
 	handle  string
 }
 
-// Open opens a new tab in the background and waits until the page has loaded. It is
-// closed when the test ends.
+// Open opens a new tab in front of the others and waits until the page has loaded. It
+// is closed when the test ends.
 func (b *Browser) Open(tb testing.TB, url string) *Window {
 	tb.Helper()
 	w := &Window{tb: tb, browser: b}
-	b.mu.Lock()
-	var opened struct{ Handle string }
-	err := b.do(newWindow, map[string]any{"type": "tab"}, &opened)
-	b.mu.Unlock()
-	if err != nil {
+	if err := w.open(); err != nil {
 		tb.Fatalf("webdriver: open a tab: %v", err)
 	}
-	w.handle = opened.Handle
 	tb.Cleanup(func() { _ = w.do(closeWindow, map[string]any{}, nil) })
 	if err := w.do(navigate, map[string]any{"url": url}, nil); err != nil {
 		tb.Fatalf("webdriver: open %s: %v", url, err)
@@ -96,12 +130,25 @@ func (b *Browser) Open(tb testing.TB, url string) *Window {
 	return w
 }
 
-// do sends a command to this window, which stays in the background unless it is typed
+// open opens the tab, from one that is open: the last one may be closed by now.
+func (w *Window) open() error {
+	w.browser.mu.Lock()
+	defer w.browser.mu.Unlock()
+	var opened struct{ Handle string }
+	err := w.browser.do(switchWindow, map[string]any{"handle": w.browser.first, "focus": false}, nil)
+	if err == nil {
+		err = w.browser.do(newWindow, map[string]any{"type": w.browser.kind}, &opened)
+	}
+	w.handle = opened.Handle
+	return err
+}
+
+// do sends a command to this window, which comes to the front when it is opened or typed
 // into.
 func (w *Window) do(c command, params, value any) error {
 	w.browser.mu.Lock()
 	defer w.browser.mu.Unlock()
-	if err := w.browser.do(switchWindow, map[string]any{"handle": w.handle, "focus": c == performAction}, nil); err != nil {
+	if err := w.browser.do(switchWindow, map[string]any{"handle": w.handle, "focus": c == performAction || c == navigate}, nil); err != nil {
 		return err
 	}
 	return w.browser.do(c, params, value)

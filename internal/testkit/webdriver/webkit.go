@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -46,15 +46,18 @@ func StartWebKit(tb testing.TB) *Browser {
 		_ = process.Stop(syscall.SIGKILL, browserTimeout)
 		stopDisplay()
 	}
-	testkit.Eventually(tb, "WebKitWebDriver answers", func() bool {
-		answer, err := wire.client.Get(strings.TrimSuffix(wire.session, "session") + "status")
-		if err == nil {
-			_ = answer.Body.Close()
-		}
-		return err == nil
-	})
-	return start(tb, "WebKit", wire, stop)
+	conn, err := dialWhenReady(testkit.Within(tb, browserTimeout), port)
+	if err != nil {
+		stop()
+		tb.Fatalf("webdriver: connect to WebKitWebDriver: %v; it printed:\n%s", err, process.Output())
+	}
+	_ = conn.Close()
+	// Its driver does not bring a tab to the front. Windows are all visible.
+	return start(tb, "WebKit", "window", wire, stop)
 }
+
+// screenNumber is what Xvfb prints among its warnings.
+var screenNumber = regexp.MustCompile(`(?m)^(\d+)\n`)
 
 // startDisplay starts an X server without a screen and returns its name.
 func startDisplay(tb testing.TB) (name string, stop func()) {
@@ -67,13 +70,12 @@ func startDisplay(tb testing.TB) (name string, stop func()) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	stop = func() { _ = process.Stop(syscall.SIGKILL, browserTimeout) }
-	if err := process.WaitOutput(testkit.Within(tb, browserTimeout), "\n"); err != nil {
-		stop()
-		tb.Fatal(err)
-	}
-	lines := strings.Fields(process.Output())
-	return ":" + lines[len(lines)-1], stop
+	var number []string
+	testkit.Eventually(tb, "Xvfb names its screen", func() bool {
+		number = screenNumber.FindStringSubmatch(process.Output())
+		return number != nil
+	})
+	return ":" + number[1], func() { _ = process.Stop(syscall.SIGKILL, browserTimeout) }
 }
 
 // A driverWire is the HTTP of W3C WebDriver.

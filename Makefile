@@ -7,7 +7,7 @@ VERSION := $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
 FUZZTIME ?= 10s
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz mutants faults storms moves proxies cross backup-million e2e e2e-deploy image build docs figures
+.PHONY: help run test fresh lint vuln bench bench-micro bench-compare fuzz mutants faults storms moves proxies browsers cross backup-million e2e e2e-deploy image build docs figures
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ moves: ## move CLIENTS (5000) from a node that goes, minutes a story
 proxies: ## run the service behind real nginx, Caddy, HAProxy and Traefik with the configurations of docs/proxies.md, two minutes
 	@scripts/deps proxies
 	@traefik=$$(scripts/traefik) && $(GO) test -race -count 1 -v ./test/proxies -args -proxies.all -proxies.traefik "$$traefik"
+
+browsers: ## run the page and client.js in Chromium, Firefox and WebKitGTK, all stories, also of a server that is away for minutes
+	@scripts/deps
+	$(GO) test -race -count 1 -timeout 30m -v ./test/browser -args -browsers.all
 
 backup-million: ## back up a log of 1,000,000 messages, verify it, and restore it to a moment in the middle; minutes
 	@scripts/deps

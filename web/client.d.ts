@@ -196,9 +196,11 @@ export interface Socket {
   send(text: string): void;
   close(code?: number): void;
   readonly bufferedAmount?: number;
+  readonly readyState?: number;
   // Each library has its own event types.
   onmessage: any;
   onclose: any;
+  onopen?: any;
   onerror?: any;
 }
 
@@ -215,8 +217,19 @@ export interface Options {
   getToken?: (() => TokenResult | Promise<TokenResult>) | null;
   /** The secret of an earlier session to resume, from its welcome; nothing or "" starts a new one. */
   session?: string | null;
+  /**
+   * A name in sessionStorage under which the client keeps its session while the page is not there: a reload, or a tab that
+   * the browser had discarded, continues it. A copy of the tab begins a session of its own, and so does a client whose
+   * session another page has taken over, instead of ending with 4009. Where storage is refused, nothing is kept.
+   */
+  keepSession?: string | null;
   /** The class of the sockets; by default the global one. connect throws where there is neither. */
   WebSocket?: new (url: string, protocols: string[]) => Socket;
+  /**
+   * After two failures the client asks by it whether the service is there, for the file icon.svg beside the socket, before it
+   * opens another socket. By default the global one, and none with a WebSocket of your own, which may take another way.
+   */
+  fetch?: typeof fetch | null;
   /** Bounds of the full-jitter backoff in milliseconds; by default 500 and 20,000. */
   backoff?: { base?: number; cap?: number };
   /** Returns a number in [0, 1); by default Math.random. */

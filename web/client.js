@@ -15,11 +15,12 @@ import { Move, SignalDedup } from "./move.js";
 import { checkedOptions, checkedStart, checkedURL, encoded, newID, newSocket, optional, required, textOf, tokenEntry } from "./options.js";
 import { Outbox, SwitchyardError } from "./outbox.js";
 import { encodedLength } from "./pace.js";
+import { Reachability } from "./reach.js";
 import { Emitter } from "./room.js";
 import { Rooms } from "./rooms.js";
 import { Tokens } from "./tokens.js";
 import { Call, reportUncaught } from "./unhandled.js";
-import { watchPage } from "./wake.js";
+import { KeptSession, watchPage } from "./wake.js";
 
 export { SwitchyardError, afterClose };
 
@@ -28,13 +29,15 @@ const STABLE_AFTER = 10_000; // ms live after which the count of failures is res
 const SLOW_WITHIN = 10_000; // ms between two closes with 4208 for which the second one backs off
 const RECONNECT_WITHIN = 1_000; // ms within which the client reconnects after a restart of the server
 const AFTER_SILENCE = { after_ms: 0, deadline_ms: Infinity, avoid: {}, reason: "silence" }; // a move that the client itself decides on
+const ASK_AFTER = 2; // failures, after which the client asks whether the service is there before it opens a socket
+const ASK_WITHIN = 3_000; // ms within which it asks again
 const MAX_RETRY_AFTER = 60_000; // ms; a longer retry_after is cut to this
 
 /** A client, which outlives its sockets. Switchyard.connect makes one. */
 export class Switchyard extends Emitter {
   state = { name: "connecting" };
   welcome = null;
-  #url; #options; #clock; #random; #rooms; #outbox; #tokens; #move; #session;
+  #url; #options; #clock; #random; #rooms; #outbox; #tokens; #move; #reachability; #kept; #session;
   #current = null; // the current connection; #move has the next one
   #timer = null; #connectionCount = 0; #pacer = null; #refs = 0; #failures = 0; #slowAt = -Infinity; #unanswered = 0; #stopWatching = null;
 
@@ -46,7 +49,10 @@ export class Switchyard extends Emitter {
     this.#options = checkedOptions(options);
     this.#clock = this.#options.clock;
     this.#random = this.#options.random;
-    this.#session = this.#options.session;
+    const { session, keepSession, fetch } = this.#options;
+    this.#kept = new KeptSession(keepSession);
+    this.#session = session ?? this.#kept.take();
+    this.#reachability = new Reachability(this.#url, fetch, this.#clock);
     this.#rooms = new Rooms(this, this.#roomsHost, new SignalDedup(this.#clock));
     this.#outbox = new Outbox(this.#options, this.#clock);
     this.#tokens = new Tokens(this.#options.getToken, this.#clock, this.#random, () => this.#nextRef(), (e) => this._emit("error", e), () => this.#connectionCount);
@@ -142,7 +148,7 @@ export class Switchyard extends Emitter {
 
   #open() {
     this.#clock.clearTimeout(this.#timer);
-    this.#stopWatching ??= watchPage(() => this.reconnect(), () => { if (this.state.name === "live") this.#probe(); });
+    this.#stopWatching ??= watchPage(this.#pageEvents);
     const connection = this.#newConnection();
     this.#current = connection;
     this.#setState({ name: "connecting" });
@@ -152,7 +158,7 @@ export class Switchyard extends Emitter {
   #newConnection() {
     const onFrame = (connection, frame) => this.#handleFrame(connection, frame);
     const onEnd = (connection, code, reason, error) => this.#ended(connection, code, reason, error);
-    return new Connection(++this.#connectionCount, this.#clock, onFrame, onEnd);
+    return new Connection(++this.#connectionCount, this.#clock, this.#reachability, onFrame, onEnd);
   }
 
   #openSocket(connection) {
@@ -162,7 +168,7 @@ export class Switchyard extends Emitter {
       if (token) protocols.push(tokenEntry(token));
       if (this.#session) protocols.push(`session.${this.#session}`);
       return newSocket(WebSocket, this.#url.href, protocols);
-    });
+    }, this.#failures >= ASK_AFTER);
   }
 
   // Events of a connection that was replaced are ignored.
@@ -189,12 +195,19 @@ export class Switchyard extends Emitter {
     this.#current = null;
     const now = this.#clock.now();
     if (connection.welcome && now - connection.welcomedAt >= STABLE_AFTER) this.#failures = 0;
-    // A later connection of this client has replaced this one.
-    const soon = action === "soon" || (code === 4009 && connection.number < this.#connectionCount);
+    // 4009: a later connection of this client has replaced this one, or a copy of the page has taken the session.
+    const isCopied = code === 4009 && connection.number === this.#connectionCount && Boolean(this.#options.keepSession);
+    if (isCopied) this.#session = undefined;
+    const soon = action === "soon" || isCopied || (code === 4009 && connection.number < this.#connectionCount);
     if (!soon && (action === "stay" || (action === "token" && !this.#options.getToken))) return this.#finish(code, reason);
     const repeated = code === 4208 && now - this.#slowAt < SLOW_WITHIN;
     if (code === 4208) this.#slowAt = now;
-    this.#scheduleReconnect(code, reason, soon && !repeated ? this.#random() * RECONNECT_WITHIN : this.#backoffDelay(this.#failures++));
+    this.#scheduleReconnect(code, reason, this.#reconnectDelay(connection, soon && !repeated));
+  }
+
+  #reconnectDelay({ isUnanswered }, soon) {
+    if (isUnanswered) return this.#random() * Math.min(this.#options.backoff.cap, ASK_WITHIN);
+    return soon ? this.#random() * RECONNECT_WITHIN : this.#backoffDelay(this.#failures++);
   }
 
   // Tells what a page cannot see: why no welcome came.
@@ -249,6 +262,7 @@ export class Switchyard extends Emitter {
   #makeCurrent(connection) {
     this.#current = connection;
     this.welcome = connection.welcome;
+    this.#reachability.welcomed();
     this.#session = connection.welcome.session || this.#session;
     if (connection.movedFrom) this.#sendMoved(connection);
     if (this.#pacer) connection.pacer.adopt(this.#pacer);
@@ -273,6 +287,13 @@ export class Switchyard extends Emitter {
     connection.send({ type: "moved", ref, from: connection.movedFrom, handshake_ms: Math.round(connection.handshakeMs) });
     connection.movedFrom = null;
   }
+
+  #pageEvents = {
+    onWake: () => this.reconnect(),
+    onOffline: () => { if (this.state.name === "live") this.#probe(); },
+    onGone: () => this.#kept.keep(this.#session),
+    onBack: () => this.#kept.take(),
+  };
 
   // The methods of the client that Rooms calls.
   #roomsHost = {

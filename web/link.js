@@ -3,8 +3,10 @@
 import { fetchToken } from "./options.js";
 import { JoinQueue, Pacer, encodedLength } from "./pace.js";
 
+const CONNECTING = 0; // the readyState of a socket that is not open yet
 const TOKEN_TIMEOUT = 30_000; // ms that getToken may take
-const WELCOME_TIMEOUT = 10_000; // ms from opening to welcome
+const WELCOME_TIMEOUT = 10_000; // ms until a socket is open, and from then on to welcome
+const OPEN_TIMEOUT = 90_000; // ms until a socket is open while the service answers otherwise: Firefox holds one back for 60 s
 const END_AFTER_ERROR = 500; // ms that a socket may take from its error to its end
 const PROBE_TIMEOUT = 3_000; // ms in which the service answers a ping
 const LATE_CLOSE = 5_000; // ms more without a token: a service that requires one waits 10 s for it, and then says so
@@ -46,21 +48,31 @@ export class Connection {
   ignoredRefs = new Set(); // refs of requests whose error is ignored
   isSilent = false; // the last ping was not answered
   withoutToken = false; // getToken has returned none
+  isUnanswered = false; // no socket was opened, because the service did not answer a question
   pendingMove = null; // a move that the service asked for while this was the next connection
   movedFrom = null; // the node to name in "moved", if a move led here
-  #clock; #onFrame; #onEnd; #socket = null; #ended = false; #lastFrameAt; #timer; #probe = null;
+  #clock; #onFrame; #onEnd; #reachability; #socket = null; #ended = false; #dialedAt; #lastFrameAt; #timer; #probe = null;
 
   /** number counts the connections of a client; onFrame and onEnd get the frames and the end. */
-  constructor(number, clock, onFrame, onEnd) {
+  constructor(number, clock, reachability, onFrame, onEnd) {
     this.number = number;
     this.#clock = clock;
+    this.#reachability = reachability;
     this.#onFrame = onFrame;
     this.#onEnd = onEnd;
     this.joins = new JoinQueue(this, clock);
   }
 
-  /** Opens a socket with dial(token), at once unless there is a getToken. An error of either one is an end, too. */
-  async open(getToken, dial) {
+  /**
+   * Opens a socket with dial(token), at once unless there is a getToken. An error of either one is an end, too. With asksFirst
+   * no socket is opened unless the service answers a question.
+   */
+  async open(getToken, dial, asksFirst) {
+    if (asksFirst && !await this.#reachability.shouldOpen()) {
+      this.isUnanswered = true;
+      if (!this.#ended) this.#end(1006, "the service does not answer");
+    }
+    if (this.#ended) return;
     try {
       this.#timer = this.#clock.setTimeout(() => this.#fail(new Error("getToken took longer than half a minute")), TOKEN_TIMEOUT);
       const token = getToken ? await fetchToken(getToken) : undefined;
@@ -73,7 +85,8 @@ export class Connection {
       this.#fail(error);
       return;
     }
-    this.#lastFrameAt = this.#clock.now();
+    this.#dialedAt = this.#lastFrameAt = this.#clock.now();
+    this.#socket.onopen = () => { this.#lastFrameAt = this.#clock.now(); };
     this.#socket.onmessage = (event) => this.#receive(event.data);
     this.#socket.onclose = (event) => this.#end(event.code, event.reason);
     // The end of the connection follows, but not after a refused handshake with the class of Node. The package ws ends the
@@ -147,7 +160,7 @@ export class Connection {
     if (typeof frame?.type !== "string") return this.abort(1006, "the service sent an invalid frame");
     if (frame.type === "welcome") {
       this.welcome = frame;
-      this.handshakeMs = now - this.#lastFrameAt;
+      this.handshakeMs = now - this.#dialedAt;
       this.welcomedAt = now;
       this.pacer = new Pacer(frame.limits, this.#clock);
       this.#clock.clearTimeout(this.#timer);
@@ -162,10 +175,23 @@ export class Connection {
     const limit = this.welcome ? 2 * this.welcome.heartbeat_ms : WELCOME_TIMEOUT + (this.withoutToken ? LATE_CLOSE : 0);
     const silentFor = this.#clock.now() - this.#lastFrameAt;
     if (silentFor >= limit) {
+      if (this.#isOpening && this.#clock.now() - this.#dialedAt < OPEN_TIMEOUT) return void this.#askWhileOpening();
       this.abort(1006, this.welcome ? "no frame for two heartbeats" : "no welcome in time");
       return;
     }
     this.#timer = this.#clock.setTimeout(() => this.#checkTimeout(), limit - silentFor);
+  }
+
+  get #isOpening() { return this.#socket.readyState === CONNECTING; }
+
+  // A browser may hold a socket back, which another one would not change: it is cut if the service does not answer otherwise
+  // either.
+  async #askWhileOpening() {
+    const answers = await this.#reachability.answers();
+    if (this.#ended || this.welcome) return;
+    if (!answers && this.#isOpening) return this.abort(1006, "no connection in time");
+    this.#lastFrameAt = this.#clock.now();
+    this.#checkTimeout();
   }
 
   // There is no socket.
@@ -176,7 +202,7 @@ export class Connection {
     this.#clock.clearTimeout(this.#timer);
     this.joins.end();
     this.#clock.clearTimeout(this.#probe?.timer);
-    if (this.#socket) this.#socket.onmessage = this.#socket.onclose = null;
+    if (this.#socket) this.#socket.onopen = this.#socket.onmessage = this.#socket.onclose = null;
     this.#onEnd(this, code, reason, error);
   }
 }

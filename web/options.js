@@ -88,6 +88,9 @@ export function checkedOptions(given) {
     WebSocket,
     getToken: optional("getToken", "function", options.getToken),
     session: checkedSession(options.session),
+    keepSession: optional("keepSession", "string", options.keepSession),
+    // A socket of another class may take another way than fetch does.
+    fetch: optional("fetch", "function", options.fetch) ?? (WebSocket === globalThis.WebSocket ? globalThis.fetch : undefined),
     backoff: { base: optional("backoff.base", "ms", backoff.base) ?? 500, cap: optional("backoff.cap", "ms", backoff.cap) ?? 20_000 },
     random: optional("random", "function", options.random) ?? Math.random,
     clock: checkedClock(optional("clock", "object", options.clock)),
@@ -97,10 +100,12 @@ export function checkedOptions(given) {
   };
 }
 
-// A session that a handshake cannot carry would fail at each attempt.
+/** Whether a text can be the secret of a session. A handshake cannot carry other ones, and would fail at each attempt. */
+export function isSession(text) { return /^[A-Za-z0-9._-]{1,128}$/.test(text); }
+
 function checkedSession(given) {
   const session = optional("session", "string", given) || undefined;
-  if (session && !/^[A-Za-z0-9._-]{1,128}$/.test(session)) throw new TypeError("session must be 1 to 128 of A-Z a-z 0-9 . _ -");
+  if (session && !isSession(session)) throw new TypeError("session must be 1 to 128 of A-Z a-z 0-9 . _ -");
   return session;
 }
 

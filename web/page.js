@@ -20,20 +20,12 @@ let count = 0;
 const storage = {
   get(store, key) { try { return store()[key]; } catch { return undefined; } },
   set(store, key, value) { try { store()[key] = value; } catch { /* see above */ } },
-  take(store, key) {
-    const value = storage.get(store, key);
-    try { delete store()[key]; } catch { /* see above */ }
-    return value;
-  },
 };
 const perTab = () => sessionStorage;
 const persistent = () => localStorage;
 
-// The socket is beside this file, behind a path prefix too. The session is stored only while the page is not there: a
-// reload finds it, and a copy of this tab gets its own.
-const client = Switchyard.connect(new URL("ws", import.meta.url), { session: storage.take(perTab, SESSION_KEY) });
-addEventListener("pagehide", () => { if (client.welcome) storage.set(perTab, SESSION_KEY, client.welcome.session); });
-addEventListener("pageshow", ({ persisted }) => { if (persisted) storage.take(perTab, SESSION_KEY); });
+// The socket is beside this file, behind a path prefix too.
+const client = Switchyard.connect(new URL("ws", import.meta.url), { keepSession: SESSION_KEY });
 const frameObserver = new Observer(); // of the frames that the service sends
 const shownObserver = new Observer(); // of the messages that the client emits and the page shows
 const metrics = new Metrics();
@@ -124,6 +116,15 @@ function closeRoom(name) {
 }
 
 function rememberRooms() { storage.set(perTab, "rooms", JSON.stringify([...rooms.keys()])); }
+
+// Another page of this origin may have stored anything under that name.
+function rememberedRooms() {
+  try {
+    return JSON.parse(storage.get(perTab, "rooms")).filter((name) => typeof name === "string" && ROOM.test(name));
+  } catch {
+    return [];
+  }
+}
 
 function nameInHash() {
   try {
@@ -264,6 +265,6 @@ $("name").addEventListener("change", () => storage.set(persistent, "name", $("na
 addEventListener("hashchange", open);
 
 showState(client.state);
-for (const name of JSON.parse(storage.get(perTab, "rooms") ?? "[]").filter((n) => ROOM.test(n))) join(name);
+for (const name of rememberedRooms()) join(name);
 open();
 $("composer").focus();

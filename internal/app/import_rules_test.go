@@ -78,6 +78,7 @@ var importRules = []importRule{
 	{"internal/testkit", []string{"go.uber.org/goleak", windows}},
 	{"internal/testkit/chromium", []string{"internal/testkit", "github.com/chromedp/chromedp", "github.com/chromedp/cdproto"}},
 	{"internal/testkit/fakeservice", []string{"internal/testkit", "internal/message", websocket}},
+	{"internal/testkit/webdriver", []string{"internal/testkit"}},
 	{"internal/testkit/metrictest", []string{prometheus, prometheusLib, expfmt}},
 	{"cmd/server", []string{"internal/app", "internal/config"}},
 	{"cmd/switchyard", []string{"internal/checks", "internal/deploy", "internal/backup", "internal/inspect", "internal/load", "internal/stack", "github.com/spf13/cobra"}},

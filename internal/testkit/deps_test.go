@@ -43,7 +43,7 @@ func runDeps(t *testing.T, programs map[string]string) (code int, output string)
 // that systems other than Debian give them.
 func alternativePrograms() map[string]string {
 	programs := map[string]string{
-		"go": "", "cc": "", "node": "echo v18.20.4", "nginx": "", "promtool": "", "google-chrome": "",
+		"go": "", "cc": "", "node": "echo v18.20.4", "nginx": "", "promtool": "", "google-chrome": "", "firefox": "", "WebKitWebDriver": "", "Xvfb": "",
 		"pgbouncer": "", "valkey-server": "", "valkey-cli": "", "alertmanager": "", "blackbox_exporter": "",
 	}
 	for _, name := range []string{"initdb", "pg_ctl", "pg_controldata", "pg_verifybackup", "psql", "pg_basebackup", "pg_dump", "pg_restore"} {
@@ -61,7 +61,7 @@ func TestAllMissingProgramsAreListedAtOnce(t *testing.T) {
 	}
 	for _, want := range []string{
 		"Go 1.", "cc and the C library's headers", "redis-server or valkey-server", "redis-cli or valkey-cli",
-		"chromium, chromium-browser or google-chrome", "Node 18 or newer", "promtool",
+		"chromium, chromium-browser or google-chrome", "firefox-esr or firefox", "WebKitWebDriver", "Xvfb", "Node 18 or newer", "promtool",
 		"prometheus-alertmanager or alertmanager", "prometheus-blackbox-exporter or blackbox_exporter",
 		"apt-get install --no-install-recommends gcc libc6-dev",
 	} {

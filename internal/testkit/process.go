@@ -185,6 +185,7 @@ func (p *Process) Stop(sig os.Signal, grace time.Duration) error {
 // scripts/deps has the same names.
 var alternativeNames = map[string][]string{
 	"chromium":                     {"chromium-browser", "google-chrome"},
+	"firefox-esr":                  {"firefox"},
 	"prometheus-alertmanager":      {"alertmanager"},
 	"prometheus-blackbox-exporter": {"blackbox_exporter"},
 	"redis-cli":                    {"valkey-cli"},

@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"switchyard/internal/testkit"
-	"switchyard/internal/testkit/chromium"
 	"switchyard/test/behaviors"
 )
 
@@ -18,11 +17,11 @@ import (
 func testClientModules(t *testing.T, e *env) {
 	server := httptest.NewServer(repository())
 	defer server.Close()
-	for _, module := range []string{"behaviors", "golden", "reconnecting", "requests", "arguments", "alive", "listeners", "unhandled", "observer", "presence_list", "move_model"} {
+	for _, module := range []string{"behaviors", "golden", "reconnecting", "requests", "arguments", "alive", "reachable", "kept_session", "listeners", "unhandled", "observer", "presence_list", "move_model"} {
 		t.Run(module, func(t *testing.T) {
-			window := e.browser.Open(t, server.URL+"/")
+			window := e.open(t, server.URL+"/")
 			type result struct{ Name, Error string }
-			results := chromium.Eval[[]result](window, `import("/test/node/`+module+`.mjs").then((m) => m.run())`)
+			results := eval[[]result](window, `import("/test/node/`+module+`.mjs").then((m) => m.run())`)
 			if len(results) < 5 {
 				t.Fatalf("%d tests ran, want 5 or more", len(results))
 			}
@@ -88,7 +87,7 @@ func testFilesOfTwoReleasesAreNotMixed(t *testing.T, e *env) {
 	w := openPage(t, e.browser, both.URL+"/#mixed", "ada")
 	typeMessage(w, "hello")
 	waitForRows(w, 1)
-	names := chromium.Eval[string](w, `import("/client.js").then((m) => Object.keys(m).join(" "))`)
+	names := eval[string](w, `import("/client.js").then((m) => Object.keys(m).join(" "))`)
 	if names != "Switchyard SwitchyardError afterClose" {
 		t.Errorf("client.js exports %q", names)
 	}
@@ -97,8 +96,8 @@ func testFilesOfTwoReleasesAreNotMixed(t *testing.T, e *env) {
 // When an operator lowers ID_WINDOW, clients resend for a shorter time.
 func testTheWelcomeHasTheIDWindow(t *testing.T, e *env) {
 	server := testkit.StartServer(t, map[string]string{"ID_WINDOW": "2m"})
-	w := openPage(t, e.browser, server.URL()+"/", "ada")
-	idWindow := chromium.Eval[int](w, `import("/client.js").then(({ Switchyard }) => new Promise((resolve) => {
+	w := openShared(t, e, server.URL()+"/", "ada")
+	idWindow := eval[int](w, `import("/client.js").then(({ Switchyard }) => new Promise((resolve) => {
 		const client = Switchyard.connect();
 		client.on("state", ({ welcome }) => { if (welcome) { client.close(); resolve(welcome.id_window_ms); } });
 	}))`)
@@ -110,8 +109,8 @@ func testTheWelcomeHasTheIDWindow(t *testing.T, e *env) {
 // A page that publishes six hundred messages at once, at default limits, finds them
 // stored in the order of its calls.
 func testPublishesAtOnceKeepTheirOrder(t *testing.T, e *env) {
-	w := openPage(t, e.browser, e.server.URL()+"/", "ada")
-	inOrder := chromium.Eval[string](w, `import("/client.js").then(async ({ Switchyard }) => {
+	w := openShared(t, e, e.server.URL()+"/", "ada")
+	inOrder := eval[string](w, `import("/client.js").then(async ({ Switchyard }) => {
 		const client = Switchyard.connect();
 		const refused = [];
 		client.on("frame", (f) => { if (f.type === "error") refused.push(f.code); });

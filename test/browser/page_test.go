@@ -27,17 +27,26 @@ func openPage(t *testing.T, b *chromium.Browser, url, name string) *chromium.Win
 	return w
 }
 
+// openShared is openPage in the browser of a story that all browsers run.
+func openShared(t *testing.T, e *env, url, name string) window {
+	t.Helper()
+	w := e.open(t, url)
+	w.Until(`document.body.dataset.state === "live"`)
+	eval[string](w, fmt.Sprintf(`document.getElementById("name").value = %q`, name))
+	return w
+}
+
 // typeMessage sends a message as a user does: with the keyboard, through the field
 // that has the focus.
-func typeMessage(w *chromium.Window, text string) { w.Type(text + "\r") }
+func typeMessage(w window, text string) { w.Type(text + "\r") }
 
-func waitForRows(w *chromium.Window, count int) {
+func waitForRows(w window, count int) {
 	w.Until(fmt.Sprintf("%s.length >= %d", rows, count))
 }
 
 func testTwoWindowsChat(t *testing.T, e *env) {
-	ada := openPage(t, e.browser, e.server.URL()+"/#kitchen", "ada")
-	bob := openPage(t, e.browser, e.server.URL()+"/#kitchen", "bob")
+	ada := openShared(t, e, e.server.URL()+"/#kitchen", "ada")
+	bob := openShared(t, e, e.server.URL()+"/#kitchen", "bob")
 	ada.Until(`document.getElementById("second").offsetParent !== null`) // an empty room shows what to do
 
 	typeMessage(ada, "hello")
@@ -48,13 +57,13 @@ func testTwoWindowsChat(t *testing.T, e *env) {
 	waitForRows(bob, 2)
 
 	want := []string{"1 ada hello", "2 bob hello yourself"}
-	for _, w := range []*chromium.Window{ada, bob} {
-		if got := chromium.Eval[[]string](w, rows); !slices.Equal(got, want) {
+	for _, w := range []window{ada, bob} {
+		if got := eval[[]string](w, rows); !slices.Equal(got, want) {
 			t.Errorf("a window shows %q, want %q", got, want)
 		}
 		w.Until(clean + ` && document.getElementById("verdict").textContent === "every seq from 1 to 2, once, in order"`)
 	}
-	if got := chromium.Eval[string](ada, `document.getElementById("plate").textContent`); !strings.Contains(got, "green") {
+	if got := eval[string](ada, `document.getElementById("plate").textContent`); !strings.Contains(got, "green") {
 		t.Errorf("the header shows %q, want the node's color", got)
 	}
 
@@ -97,10 +106,10 @@ func showsPeople(count, people string) string {
 // The page checks itself as well: it reports a message that it has shown twice,
 // although the server sent it once.
 func testThePageChecksWhatItShows(t *testing.T, e *env) {
-	w := openPage(t, e.browser, e.server.URL()+"/#mirror", "ada")
+	w := openShared(t, e, e.server.URL()+"/#mirror", "ada")
 	typeMessage(w, "once")
 	w.Until(clean + ` && document.getElementById("received").textContent === "1"`)
-	got := chromium.Eval[[]string](w, `Promise.all([import("/panel.js"), import("/check.js")]).then(([{ Metrics }, { RoomCheck }]) => {
+	got := eval[[]string](w, `Promise.all([import("/panel.js"), import("/check.js")]).then(([{ Metrics }, { RoomCheck }]) => {
 		const [sent, shown] = [new RoomCheck(), new RoomCheck()];
 		for (const check of [sent, shown]) {
 			check.joined({ epoch: "e", seq: 0 }, 1);
@@ -118,17 +127,17 @@ func testThePageChecksWhatItShows(t *testing.T, e *env) {
 
 func testNothingIsLostWhenTheServerDies(t *testing.T, e *env) {
 	server := testkit.StartServer(t, nil)
-	ada := openPage(t, e.browser, server.URL()+"/#yard", "ada")
-	bob := openPage(t, e.browser, server.URL()+"/#yard", "bob")
+	ada := openShared(t, e, server.URL()+"/#yard", "ada")
+	bob := openShared(t, e, server.URL()+"/#yard", "bob")
 	typeMessage(ada, "before")
 	waitForRows(bob, 1)
 
 	// The server is killed while twenty messages of each window are in progress.
-	for _, w := range []*chromium.Window{ada, bob} {
-		chromium.Eval[bool](w, `document.getElementById("burst").click() ?? true`)
+	for _, w := range []window{ada, bob} {
+		eval[bool](w, `document.getElementById("burst").click() ?? true`)
 	}
 	server.Kill()
-	for _, w := range []*chromium.Window{ada, bob} {
+	for _, w := range []window{ada, bob} {
 		w.Until(`document.body.dataset.state !== "live"`)
 	}
 	typeMessage(ada, "while down")
@@ -136,7 +145,7 @@ func testNothingIsLostWhenTheServerDies(t *testing.T, e *env) {
 	ada.Until(`document.body.dataset.state === "waiting" && /^\d+\.\d s$/.test(document.getElementById("countdown").textContent)`)
 
 	server.Restart()
-	for _, w := range []*chromium.Window{ada, bob} {
+	for _, w := range []window{ada, bob} {
 		w.Until(`document.body.dataset.state === "live"`)
 		waitForRows(w, 42)
 		w.Until(`document.querySelectorAll(".waiting .row").length === 0`)
@@ -147,8 +156,8 @@ func testNothingIsLostWhenTheServerDies(t *testing.T, e *env) {
 	waitForRows(ada, 43)
 	waitForRows(bob, 43)
 
-	got := chromium.Eval[[]string](ada, rows)
-	if other := chromium.Eval[[]string](bob, rows); !slices.Equal(got, other) {
+	got := eval[[]string](ada, rows)
+	if other := eval[[]string](bob, rows); !slices.Equal(got, other) {
 		t.Errorf("the windows differ:\n%q\n%q", got, other)
 	}
 	checkExactlyOnce(t, got)
@@ -198,22 +207,22 @@ func checkExactlyOnce(t *testing.T, got []string) {
 }
 
 func testHistoryIsLoadedByScrolling(t *testing.T, e *env) {
-	first := openPage(t, e.browser, e.server.URL()+"/#archive", "ada")
+	first := openShared(t, e, e.server.URL()+"/#archive", "ada")
 	publishMany(first, "archive", 120)
 
-	later := openPage(t, e.browser, e.server.URL()+"/#archive", "bob")
+	later := openShared(t, e, e.server.URL()+"/#archive", "bob")
 	later.Until(rows + `.at(-1)?.startsWith("120 ")`)
 	later.Until(`document.getElementById("empty").hidden`)
-	if n := chromium.Eval[int](later, rows+".length"); n != 50 {
+	if n := eval[int](later, rows+".length"); n != 50 {
 		t.Errorf("%d rows were loaded at once, want a page of 50", n)
 	}
 	// Scrolling up loads the rest, and the visible messages do not move.
 	for _, top := range []string{"21 ", "1 "} {
-		chromium.Eval[bool](later, `document.querySelector(".log").scrollTop = 0; true`)
+		eval[bool](later, `(document.querySelector(".log").scrollTop = 0, true)`)
 		later.Until(fmt.Sprintf(`%s[0].startsWith(%q) && document.querySelector(".log").scrollTop > 0`, rows, top))
 	}
 	waitForRows(later, 120)
-	got := chromium.Eval[[]string](later, rows)
+	got := eval[[]string](later, rows)
 	for i, row := range got {
 		if want := fmt.Sprintf("%d ada number %d", i+1, i+1); row != want {
 			t.Fatalf("row %d is %q, want %q", i+1, row, want)
@@ -222,8 +231,8 @@ func testHistoryIsLoadedByScrolling(t *testing.T, e *env) {
 }
 
 // publishMany publishes messages through another client in the window.
-func publishMany(w *chromium.Window, room string, count int) {
-	chromium.Eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
+func publishMany(w window, room string, count int) {
+	eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
 		const client = Switchyard.connect();
 		const texts = Array.from({ length: %d }, (_, i) => ({ name: "ada", text: "number " + (i + 1) }));
 		await Promise.all(texts.map((data) => client.publish(%q, data)));
@@ -233,7 +242,7 @@ func publishMany(w *chromium.Window, room string, count int) {
 }
 
 func testHostileContentIsShownAsText(t *testing.T, e *env) {
-	w := openPage(t, e.browser, e.server.URL()+"/#open", "eve")
+	w := openShared(t, e, e.server.URL()+"/#open", "eve")
 	hostile := []any{
 		map[string]any{"name": `<img src=x onerror="window.owned=1">`, "text": `<script>window.owned=1</script>`},
 		map[string]any{"name": map[string]any{"toString": 1}, "text": []any{1}},
@@ -246,7 +255,7 @@ func testHostileContentIsShownAsText(t *testing.T, e *env) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		chromium.Eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
+		eval[bool](w, fmt.Sprintf(`import("/client.js").then(async ({ Switchyard }) => {
 			const client = Switchyard.connect();
 			await client.publish("open", JSON.parse(%q));
 			client.signal("open", { wave: true, name: "<b>x</b>" });
@@ -256,13 +265,13 @@ func testHostileContentIsShownAsText(t *testing.T, e *env) {
 	}
 	waitForRows(w, len(hostile))
 	w.Until(clean)
-	if found := chromium.Eval[int](w, `document.querySelectorAll(".log img, .log script, .log svg, .log b, .signals b").length`); found != 0 {
+	if found := eval[int](w, `document.querySelectorAll(".log img, .log script, .log svg, .log b, .signals b").length`); found != 0 {
 		t.Errorf("%d elements were made of hostile messages", found)
 	}
-	if chromium.Eval[bool](w, `"owned" in window`) {
+	if eval[bool](w, `"owned" in window`) {
 		t.Error("the script of a hostile message ran")
 	}
-	got := chromium.Eval[[]string](w, rows)
+	got := eval[[]string](w, rows)
 	if want := `1 <img src=x onerror="window.owned=1"> <script>window.owned=1</script>`; got[0] != want {
 		t.Errorf("shown as %q, want %q", got[0], want)
 	}

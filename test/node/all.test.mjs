@@ -13,7 +13,7 @@ for (const target of [globalThis, globalThis.document ??= { visibilityState: "vi
   for (const method of ["addEventListener", "removeEventListener", "dispatchEvent"]) target[method] = events[method].bind(events);
 }
 
-for (const name of ["behaviors", "golden", "reconnecting", "requests", "arguments", "alive", "listeners", "unhandled", "observer", "presence_list", "move_model"]) {
+for (const name of ["behaviors", "golden", "reconnecting", "requests", "arguments", "alive", "reachable", "kept_session", "listeners", "unhandled", "observer", "presence_list", "move_model"]) {
   const { tests } = await import(`./${name}.mjs`);
   for (const [title, run] of Object.entries(typeof tests === "function" ? await tests() : tests)) test(`${name}: ${title}`, run);
 }

@@ -52,7 +52,7 @@ func TestClientInNode(t *testing.T) {
 		t.Errorf("Node ran the behaviors %q\nthe list has %q", ran["behaviors"], names)
 	}
 	checkGoldenNames(t, ran["golden"])
-	for _, module := range []string{"reconnecting", "requests", "arguments", "alive", "listeners", "unhandled", "observer", "presence_list", "move_model"} {
+	for _, module := range []string{"reconnecting", "requests", "arguments", "alive", "reachable", "kept_session", "listeners", "unhandled", "observer", "presence_list", "move_model"} {
 		if len(ran[module]) < 5 {
 			t.Errorf("%s: %d tests ran, want 5 or more", module, len(ran[module]))
 		}

@@ -4,9 +4,11 @@ package chromium
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -46,6 +48,18 @@ type Browser struct {
 // of its command line.
 func Start(tb testing.TB, flags ...chromedp.ExecAllocatorOption) *Browser {
 	tb.Helper()
+	return start(tb, "{}", flags)
+}
+
+// StartCautious is Start with a user who has forbidden all storage: sessionStorage and
+// localStorage throw.
+func StartCautious(tb testing.TB, flags ...chromedp.ExecAllocatorOption) *Browser {
+	tb.Helper()
+	return start(tb, `{"profile": {"default_content_setting_values": {"cookies": 2}}}`, flags)
+}
+
+func start(tb testing.TB, preferences string, flags []chromedp.ExecAllocatorOption) *Browser {
+	tb.Helper()
 	program, err := testkit.FindProgram("chromium", "chromium")
 	if err != nil {
 		tb.Fatal(err)
@@ -53,6 +67,12 @@ func Start(tb testing.TB, flags ...chromedp.ExecAllocatorOption) *Browser {
 	profile, err := testkit.TempDir("chromium", nil)
 	if err != nil {
 		tb.Fatalf("chromium: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Join(profile, "Default"), 0o700); err != nil {
+		tb.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(profile, "Default", "Preferences"), []byte(preferences), 0o600); err != nil {
+		tb.Fatal(err)
 	}
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(program),
@@ -130,6 +150,18 @@ func Eval[T any](w *Window, expression string) T {
 		w.tb.Fatalf("chromium: evaluate %s: %v", expression, err)
 	}
 	return value
+}
+
+// Evaluate decodes the value of a JavaScript expression, unless value is nil. A promise
+// is awaited.
+func (w *Window) Evaluate(expression string, value any) {
+	w.tb.Helper()
+	if value == nil {
+		value = new(any)
+	}
+	if err := json.Unmarshal(Eval[json.RawMessage](w, expression), value); err != nil {
+		w.tb.Fatalf("chromium: the value of %s: %v", expression, err)
+	}
 }
 
 func evaluate[T any](w *Window, expression string) (T, error) {

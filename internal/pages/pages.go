@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"sync"
 	"time"
 
 	"switchyard/web"
@@ -28,14 +29,14 @@ const indexName = "index.html"
 // for them.
 var bundles = []string{"client.js", "page.js"}
 
-// Handlers returns a handler for each file, by the path that it is served under. open
-// says whether the service is open to everybody, which the page then warns of.
-func Handlers(open bool) map[string]http.HandlerFunc {
+// contents returns the files by name, as they are served. It makes the bundles once in a
+// process, which takes some milliseconds.
+var contents = sync.OnceValue(func() map[string][]byte {
 	entries, err := web.Files.ReadDir(".")
 	if err != nil {
 		panic(err) // the files are built into the program
 	}
-	all := map[string]http.HandlerFunc{}
+	all := map[string][]byte{}
 	for _, e := range entries {
 		content, err := web.Files.ReadFile(e.Name())
 		if err != nil {
@@ -44,10 +45,20 @@ func Handlers(open bool) map[string]http.HandlerFunc {
 		if slices.Contains(bundles, e.Name()) {
 			content = bundled(web.Files, e.Name())
 		}
-		if e.Name() == indexName {
-			all["/"] = file(indexName, indexPage(content, open))
+		all[e.Name()] = content
+	}
+	return all
+})
+
+// Handlers returns a handler for each file, by the path that it is served under. open
+// says whether the service is open to everybody, which the page then warns of.
+func Handlers(open bool) map[string]http.HandlerFunc {
+	all := map[string]http.HandlerFunc{}
+	for name, content := range contents() {
+		if name == indexName {
+			all["/"] = file(name, indexPage(content, open))
 		} else {
-			all["/"+e.Name()] = file(e.Name(), content)
+			all["/"+name] = file(name, content)
 		}
 	}
 	return all

@@ -179,7 +179,7 @@ func (s *site) testThePageWorksUnderAPrefix(t *testing.T) {
 		t.Errorf("the page connects to %q, want /chat/ws", paths)
 	}
 	loaded := chromium.Eval[[]string](ada, `performance.getEntriesByType("resource").map((e) => new URL(e.name).pathname)`)
-	for _, want := range []string{"/chat/page.css", "/chat/page.js", "/chat/client.js"} {
+	for _, want := range []string{"/chat/page.css", "/chat/page.js", "/chat/icon.svg"} {
 		if !slices.Contains(loaded, want) {
 			t.Errorf("the page has loaded %q, without %s", loaded, want)
 		}

@@ -51,7 +51,9 @@ func (w *Window) SetOffline(offline bool) {
 // gone without an event, and is loaded again once somebody looks at it.
 func (w *Window) Discard() {
 	w.tb.Helper()
+	Eval[bool](w, `(document.addEventListener("freeze", () => { window.isFrozen = true; }), true)`)
 	w.Freeze()
+	w.Until("window.isFrozen") // the page's own listeners, which came first, have run
 	ctx, cancel := context.WithTimeout(w.ctx, crashTimeout)
 	defer cancel()
 	_, _ = chromedp.Call(ctx, page.Crash, cdp.Empty{}) // nothing is left that could answer

@@ -70,14 +70,22 @@ func newListener(l net.Listener, log *slog.Logger, failed prometheus.Counter) *l
 // Accept implements net.Listener.
 func (l *listener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
-	if err == nil || errors.Is(err, net.ErrClosed) {
-		return conn, err
+	if errors.Is(err, net.ErrClosed) {
+		return nil, err
+	}
+	if err == nil {
+		l.restore() // something else had taken the descriptor when the one in reserve was given back
+		return conn, nil
 	}
 	l.failed.Inc()
 	l.logNow.Do(func() {
 		l.log.Warn("connections cannot be accepted; only probes are answered", "addr", l.Addr().String(), "error", err)
 	})
-	if !errors.Is(err, syscall.EMFILE) || !l.release() {
+	if !errors.Is(err, syscall.EMFILE) {
+		return nil, err
+	}
+	if !l.release() {
+		l.restore() // likewise; the next try can use it
 		return nil, err
 	}
 	if conn, err = l.Listener.Accept(); err != nil {

@@ -63,3 +63,25 @@ func TestAConnectionAfterDescriptorsAreFreedIsNotOnTheReserve(t *testing.T) {
 		t.Errorf("accepted %T, %v, want the connection itself", got, err)
 	}
 }
+
+// A file took the descriptor at the moment at which the connection on the reserve gave it
+// back, and was closed later: the next probe is accepted nevertheless.
+func TestTheReserveOfDescriptorsIsTakenAgain(t *testing.T) {
+	t.Parallel()
+	conn, other := net.Pipe()
+	defer conn.Close()
+	defer other.Close()
+	failed := prometheus.NewCounter(prometheus.CounterOpts{Name: "failed"})
+	for name, accepted := range map[string][]net.Conn{"while none is free": {nil, nil, conn}, "when some are free": {conn, nil, conn}} {
+		l := newListener(&emptyListener{accepted: accepted}, slog.New(slog.DiscardHandler), failed)
+		l.release()
+		_, first := l.Accept()
+		if accepted[0] == nil && first == nil {
+			t.Errorf("%s: a connection without a descriptor was accepted", name)
+		}
+		if _, err := l.Accept(); err != nil {
+			t.Errorf("%s: the next connection: %v", name, err)
+		}
+		l.release()
+	}
+}

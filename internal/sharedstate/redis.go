@@ -113,6 +113,7 @@ func openRedis(cfg Config, m *metrics) *redisBackend {
 // newClient returns a client that connects when it is first used.
 func (r *redisBackend) newClient() redis.UniversalClient {
 	opts := r.opts
+	opts.Addrs = slices.Clone(opts.Addrs) // go-redis appends to it what it learns, for each client
 	if !opts.IsClusterMode {
 		return redis.NewUniversalClient(&opts)
 	}

@@ -128,10 +128,11 @@ func (p *Postgres) ensureEpoch(ctx context.Context, conn *pgx.Conn, id serverIde
 		// was over: the data files were replaced by an older copy, though the
 		// fingerprint may be the same. If another connection has begun a new epoch for
 		// that, its position counts.
-		over := p.wal.isOver(epoch)
-		lost := over || seen.isMissing(id) && p.wal.load().isMissing(id)
+		over, now := p.wal.isOver(epoch), p.wal.load()
+		lost := over || seen.isMissing(id) && now.isMissing(id)
+		begun := epoch != before || epoch == now.epoch && epoch != seen.epoch // by another connection, or node
 		switch {
-		case stored == id.fingerprint() && (!lost || epoch != before && !over): // another connection, or node, has begun the new epoch
+		case stored == id.fingerprint() && (!lost || begun && !over):
 			return nil
 		case p.cfg.TrustFailover && !lost && epoch != "" && differsOnlyInTimeline(stored, id):
 			p.cfg.Logger.Warn("the database has failed over; the epoch is kept, because DATABASE_TRUST_FAILOVER is set", "fingerprint", id.fingerprint())
@@ -171,9 +172,10 @@ func differsOnlyInTimeline(stored string, id serverIdentity) bool {
 	return len(parts) == 4 && parts[0]+"/"+parts[1] == id.databaseID && parts[3] == id.tables
 }
 
-// seenWAL is the highest WAL position that a node has seen flushed, in bytes, and the
-// timeline of the server that it saw last.
+// seenWAL is the highest WAL position that a node has seen flushed in an epoch, in bytes,
+// and the timeline of the server that it saw last.
 type seenWAL struct {
+	epoch    string
 	timeline string
 	position int64
 }
@@ -190,10 +192,9 @@ func (s seenWAL) isMissing(id serverIdentity) bool {
 // epoch: WAL that was missing when an epoch began is not missing again for the next
 // connection. It is safe for concurrent use, and its lock is a leaf.
 type walPosition struct {
-	mu    sync.Mutex
-	epoch string
-	seen  seenWAL
-	over  map[string]bool // the epochs before this one
+	mu   sync.Mutex
+	seen seenWAL
+	over map[string]bool // the epochs before this one
 }
 
 func (w *walPosition) load() seenWAL {
@@ -213,7 +214,7 @@ func (w *walPosition) isOver(epoch string) bool {
 func (w *walPosition) raise(epoch string, position int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if epoch == w.epoch {
+	if epoch == w.seen.epoch {
 		w.seen.position = max(w.seen.position, position)
 	}
 }
@@ -226,14 +227,14 @@ func (w *walPosition) accept(epoch string, id serverIdentity) bool {
 	if w.over[epoch] {
 		return false
 	}
-	if epoch != w.epoch {
+	if epoch != w.seen.epoch {
 		if w.over == nil {
 			w.over = make(map[string]bool)
 		}
-		w.over[w.epoch] = true
-		w.epoch, w.seen = epoch, seenWAL{}
+		w.over[w.seen.epoch] = true
+		w.seen.position = 0
 	}
-	w.seen = seenWAL{timeline: id.timeline, position: max(w.seen.position, id.wal)}
+	w.seen = seenWAL{epoch: epoch, timeline: id.timeline, position: max(w.seen.position, id.wal)}
 	return true
 }
 

@@ -77,6 +77,7 @@ func runStories(t *testing.T, e *env, stories []story) {
 }
 
 func TestInChromium(t *testing.T) {
+	t.Parallel()
 	browser := chromium.Start(t)
 	e := &env{
 		open:    func(tb testing.TB, url string) window { return browser.Open(tb, url) },

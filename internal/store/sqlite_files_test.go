@@ -193,6 +193,8 @@ func TestMovedSQLiteFilesLoseNothing(t *testing.T) {
 			if err := n.AppendBatch(t.Context(), []*message.Publication{{Draft: message.Draft{Room: "room", ID: "b"}}}); !errors.Is(err, message.ErrUnavailable) {
 				t.Errorf("a batch: %v", err)
 			}
+			// Publishes fail first, and the line follows once the messages are saved.
+			testkit.Eventually(t, "a line of errors", func() bool { return logs.Count("level=ERROR") > 0 })
 			if got := logs.Count("level=ERROR"); got != 1 {
 				t.Errorf("%d lines of errors, want 1:\n%s", got, logs)
 			}

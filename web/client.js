@@ -210,7 +210,7 @@ export class Switchyard extends Emitter {
     return soon ? this.#random() * RECONNECT_WITHIN : this.#backoffDelay(this.#failures++);
   }
 
-  // Tells what a page cannot see: why no welcome came.
+  // Reports what a page cannot see: why no welcome came.
   #reportRefusal({ withoutToken }, code, reason) {
     if (code === 4001 && this.#options.getToken) {
       const message = withoutToken ? "the service requires a token, and getToken has returned none" : `the service refuses the token of getToken (${reason})`;

@@ -110,7 +110,7 @@ func (s *socket) read(ctx context.Context) ([]byte, error) {
 // A partReader reports each part of a frame that it reads.
 type partReader struct {
 	io.Reader
-	onBytes func() // nil: nobody is told
+	onBytes func() // is called for each part that was read; may be nil
 }
 
 // Read implements io.Reader.

@@ -2,6 +2,7 @@ package browser
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,8 +75,17 @@ func testAPageOutOfTheBackForwardCacheMissesNothing(t *testing.T, e *env) {
 	if got := eval[string](w, sessionID); got != first {
 		t.Errorf("the session is %s, want %s", got, first)
 	}
-	// Where memory is short, Chromium keeps no page, and the user sees the same.
-	t.Logf("the page came out of the cache: %t", eval[bool](w, `window.persisted === true`))
+	// Chromium may keep no page for reasons of its own, and the user sees the same. The page
+	// must not be the reason, by a socket or a listener that it leaves behind.
+	if !eval[bool](w, `window.persisted === true`) {
+		why := eval[string](w, `JSON.stringify(performance.getEntriesByType("navigation")[0].notRestoredReasons ?? null)`)
+		t.Logf("the page did not come out of the cache: %s", why)
+		for _, own := range []string{"websocket", "unload", "no-store"} {
+			if strings.Contains(strings.ToLower(why), own) {
+				t.Errorf("the page kept itself out of the cache: %s", why)
+			}
+		}
+	}
 	w.Until(`sessionStorage.getItem("switchyard.session") === null`)
 }
 

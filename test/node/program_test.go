@@ -304,7 +304,7 @@ func TestANodeProgramOutlivesAProxyWithoutAService(t *testing.T) {
 }
 
 // A program whose listeners throw, and that awaits none of its publishes, lives on: it gets
-// every message, and is told what failed.
+// every message, and what failed is reported to it.
 func TestACarelessNodeProgramLivesOn(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartServer(t, nil)

@@ -272,17 +272,18 @@ func (r *Redis) reconnectSubscribers(s *server) {
 
 // route queues a broadcast for the server that owns its room.
 func (r *Redis) route(bc broadcast) {
-	b := r.bucket(bc.room)
-	for range maxHops { // a server may be retired in between
-		if r.enqueue(bc, r.ownerServer(b)) {
-			return
-		}
+	// A read lock until it is queued: if assign came in between, the broadcast would wait with
+	// the old owner, and later ones of the room would overtake it.
+	r.mu.RLock()
+	queued := r.enqueue(bc, r.bucket(bc.room).owner)
+	r.mu.RUnlock()
+	if !queued {
+		r.metrics.drop(dropClosed, 1)
 	}
-	r.metrics.drop(dropClosed, 1)
 }
 
 // enqueue queues a broadcast for s, or with s nil until an owner is known. It
-// returns false when the queue is closed.
+// returns false when the queue is closed. The caller holds r.mu.
 func (r *Redis) enqueue(bc broadcast, s *server) bool {
 	q, dropReason := r.unrouted, dropDown
 	if s != nil {

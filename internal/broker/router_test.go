@@ -5,7 +5,9 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"switchyard/internal/message"
 	"switchyard/internal/testkit"
@@ -48,6 +50,39 @@ func TestQueuedBroadcastsFollowTheirRoomInOrder(t *testing.T) {
 	}
 	if len(r.servers) != 1 || n.metric(t, "broker_dropped_total", "") != 0 {
 		t.Errorf("%d servers, %v dropped", len(r.servers), n.metric(t, "broker_dropped_total", ""))
+	}
+}
+
+// The owner becomes known while a broadcast is on its way to the queue.
+func TestABroadcastDoesNotMissThatItsOwnerIsKnown(t *testing.T) {
+	r, _ := openUnstarted(t, "redis+sentinel://127.0.0.1:1/m", 10)
+	r.assign(allOwnedBy("a:1"))
+	b := r.bucket("r")
+	var began, done atomic.Int64 // tries; both goroutines spin, so that the two calls really meet
+	go func() {
+		for try := int64(0); t.Context().Err() == nil; {
+			if began.Load() > try {
+				r.Publish("r", []byte("x"))
+				try++
+				done.Store(try)
+			}
+		}
+	}()
+	// Without the lock a broadcast was missed within 15,000 tries. A busy machine does fewer.
+	for try, end := int64(0), time.Now().Add(3*time.Second); try < 60_000 && time.Now().Before(end); try++ {
+		r.mu.Lock()
+		b.owner = nil
+		r.mu.Unlock()
+		began.Store(try + 1)
+		for range try % 300 { // meets each step of Publish
+			_ = done.Load()
+		}
+		r.assign(allOwnedBy("a:1"))
+		for done.Load() <= try {
+		}
+		if r.unrouted.len() > 0 {
+			t.Fatalf("try %d: a broadcast waits for an owner, which is known: later ones overtake it", try)
+		}
 	}
 }
 

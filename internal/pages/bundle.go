@@ -9,10 +9,10 @@ import (
 
 // The files import and export in these forms only.
 var (
-	importLine  = regexp.MustCompile(`(?m)^import (\{ \w+(?:, \w+)* \}) from "\./([\w.]+)";$`)
-	exportOne   = regexp.MustCompile(`(?m)^export ((?:async function|function|class|const) (\w+))`)
-	exportNames = regexp.MustCompile(`(?m)^export \{ (\w+(?:, \w+)*) \};$`)
-	otherForm   = regexp.MustCompile(`(?m)^(?:import|export)\b.*`)
+	importLine  = regexp.MustCompile(`^import (\{ \w+(?:, \w+)* \}) from "\./([\w.]+)";$`)
+	exportOne   = regexp.MustCompile(`^export ((?:async function|function|class|const) (\w+).*)`)
+	exportNames = regexp.MustCompile(`^export \{ (\w+(?:, \w+)*) \};$`)
+	anyForm     = regexp.MustCompile(`^(?:import|export)\b`)
 )
 
 // A bundle is a module in one file with all that it imports. A browser that loads it
@@ -45,27 +45,27 @@ func (b *bundle) add(name string) {
 	if err != nil {
 		panic(err)
 	}
-	text := string(content)
-	for _, line := range importLine.FindAllStringSubmatch(text, -1) {
-		b.add(line[2])
+	b.exports[name] = []string{}
+	lines := strings.Split(string(content), "\n")
+	for i, line := range lines {
+		if !anyForm.MatchString(line) {
+			continue
+		}
+		if form := importLine.FindStringSubmatch(line); form != nil {
+			b.add(form[2])
+			lines[i] = fmt.Sprintf("const %s = %s;", form[1], variable(form[2]))
+		} else if form := exportOne.FindStringSubmatch(line); form != nil {
+			b.exports[name] = append(b.exports[name], form[2])
+			lines[i] = form[1]
+		} else if form := exportNames.FindStringSubmatch(line); form != nil {
+			b.exports[name] = append(b.exports[name], form[1])
+			lines[i] = ""
+		} else {
+			panic(fmt.Sprintf("%s: a form of import or export that a bundle does not know: %s", name, line))
+		}
 	}
-	names := []string{}
-	for _, line := range exportOne.FindAllStringSubmatch(text, -1) {
-		names = append(names, line[2])
-	}
-	for _, line := range exportNames.FindAllStringSubmatch(text, -1) {
-		names = append(names, line[1])
-	}
-	b.exports[name] = names
-	text = importLine.ReplaceAllStringFunc(text, func(line string) string {
-		parts := importLine.FindStringSubmatch(line)
-		return fmt.Sprintf("const %s = %s;", parts[1], variable(parts[2]))
-	})
-	text = exportOne.ReplaceAllString(exportNames.ReplaceAllString(text, ""), "$1")
-	if form := otherForm.FindString(text); form != "" {
-		panic(fmt.Sprintf("%s: a form of import or export that a bundle does not know: %s", name, form))
-	}
-	fmt.Fprintf(&b.text, "const %s = (() => {\n%s\nreturn { %s };\n})();\n", variable(name), text, strings.Join(names, ", "))
+	fmt.Fprintf(&b.text, "const %s = (() => {\n%s\nreturn { %s };\n})();\n",
+		variable(name), strings.Join(lines, "\n"), strings.Join(b.exports[name], ", "))
 }
 
 // variable returns the name for the exports of a file.

@@ -12,7 +12,7 @@ import (
 // some of each.
 func TestTheClientAndThePageAreOneFileEach(t *testing.T) {
 	all := Handlers(false)
-	for path, exports := range map[string]string{"/client.js": "export const { Switchyard, SwitchyardError, afterClose } = $client;", "/page.js": ""} {
+	for path, exports := range map[string]string{"/client.js": "export const { SwitchyardError, afterClose, Switchyard } = $client;", "/page.js": ""} {
 		w := httptest.NewRecorder()
 		all[path](w, httptest.NewRequest(http.MethodGet, path, nil))
 		body := w.Body.String()

@@ -168,6 +168,36 @@ func TestPresenceParity(t *testing.T) {
 	})
 }
 
+// A node that begins anew has a newer tag. A batch of the older one that arrives late, even
+// of a newer connection, does not take the session back: the sweep of the older tag would
+// remove it.
+func TestALateBatchOfAnOlderTagChangesNothing(t *testing.T) {
+	t.Parallel()
+	pair, done := newBackendPair(t, testkit.Redis(t).URL())
+	defer done()
+	for name, b := range map[string]backend{"memory": pair.memory, "Redis": pair.redis} {
+		apply := func(tag string, generation int64) {
+			change := entryChange{entryKey{"lobby", "s1"}, "ada", generation, true}
+			batch := &presenceBatch{shard: shardOf("lobby"), tag: tag, revision: 1, changes: []entryChange{change}}
+			if b.applyPresence(t.Context(), []*presenceBatch{batch}); batch.err != nil || batch.lost {
+				t.Fatalf("%s: %v, lost %v", name, batch.err, batch.lost)
+			}
+		}
+		apply("node-a~1", 1)
+		apply("node-a~0", 2)
+		for more := true; more; {
+			var err error
+			if more, _, err = b.sweep(t.Context(), shardOf("lobby"), "node-a~0"); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		got, err := b.roomPresence(t.Context(), "lobby", map[string]bool{"node-a": true}, 10)
+		if err != nil || got.Count != 1 {
+			t.Errorf("%s: %d sessions are present, want 1: %v", name, got.Count, err)
+		}
+	}
+}
+
 // roomInSameShard returns another room of the same shard.
 func roomInSameShard(room message.Room) message.Room {
 	for name := room + "-"; ; name += "-" {

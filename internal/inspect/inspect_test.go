@@ -15,6 +15,7 @@ import (
 	"github.com/google/pprof/profile"
 
 	"switchyard/internal/client"
+	"switchyard/internal/message"
 	"switchyard/internal/stack"
 	"switchyard/internal/testkit"
 )
@@ -53,7 +54,12 @@ func TestARunningNodeIsInspected(t *testing.T) {
 		nodeContainer("stack-app_blue-1"), {Name: "stack-app_green-1", Service: "app_green", Status: "exited with 0"},
 	}}
 	c := dial(t, s.server)
-	if _, err := c.Join(t.Context(), "lobby", client.Now(), client.Handler{}); err != nil {
+	last := make(chan struct{})
+	if _, err := c.Join(t.Context(), "lobby", client.Now(), client.Handler{Message: func(m message.Message) {
+		if m.Seq == 10 {
+			close(last)
+		}
+	}}); err != nil {
 		t.Fatal(err)
 	}
 	w := &Watcher{Stack: s, MaxRooms: 5, Prometheus: fakePrometheus(t, map[string]string{
@@ -68,6 +74,7 @@ func TestARunningNodeIsInspected(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	testkit.Receive(t, "the last message", last) // an ack may come before the room has it
 	now, err := w.Snapshot(t.Context())
 	if err != nil || len(now.Rooms) != 1 || now.Rooms[0].Members != 1 || now.Rooms[0].Seq != 10 || now.Rooms[0].Rate <= 0 {
 		t.Fatalf("%+v, %v", now, err)

@@ -31,6 +31,7 @@ type canary struct {
 	client   *Client
 	local    canaryPath
 	broker   canaryPath
+	received chan struct{} // holds a token after any frame
 }
 
 // A canaryPath is one of the two paths, local and broker, by which a canary message
@@ -55,6 +56,7 @@ func newCanary(h *Hub, node string) *canary {
 		idPrefix: strconv.FormatUint(h.bootID, 36) + "-canary-",
 		local:    canaryPath{name: "local"},
 		broker:   canaryPath{name: "broker"},
+		received: make(chan struct{}, 1),
 	}
 	c.client = h.NewClient(c, "")
 	now := time.Now().UnixMicro()
@@ -72,7 +74,19 @@ func (c *canary) loop() {
 		if c.client.RoomCount() == 0 {
 			// At the start, and after a join that the log did not serve in
 			// time.
+			select {
+			case <-c.received: // of an earlier membership
+			default:
+			}
 			_ = c.client.join(&protocol.Request{Type: protocol.TypeJoin, Room: c.room})
+			// A message that is committed before the join is answered may be one that
+			// this member does not get, and the node would be unready for an interval.
+			select {
+			case <-c.received:
+			case <-c.hub.ctx.Done():
+				return
+			case <-tick.C:
+			}
 		}
 		c.send()
 		select {
@@ -124,6 +138,10 @@ func (c *canary) recordEcho(p *payload) {
 
 // Send implements Outlet.
 func (c *canary) Send(f protocol.Frame) bool {
+	select {
+	case c.received <- struct{}{}:
+	default:
+	}
 	c.recordArrival(&c.local, f)
 	return true
 }

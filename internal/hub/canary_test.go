@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"switchyard/internal/message"
 	"switchyard/internal/protocol"
 	"switchyard/internal/testkit"
 )
@@ -35,6 +37,30 @@ func TestTheCanaryMeasuresBothLegs(t *testing.T) {
 		reg := h.cfg.Registerer.(*prometheus.Registry)
 		if n, err := testutil.GatherAndCount(reg, "websocket_canary_age_seconds"); err != nil || n != 2 {
 			t.Errorf("%d ages, %v; want one for each path", n, err)
+		}
+	})
+}
+
+// A slowLog answers reads after a moment.
+type slowLog struct{ *memLog }
+
+func (l slowLog) Read(ctx context.Context, r message.Range) (message.Page, error) {
+	time.Sleep(50 * time.Millisecond)
+	return l.memLog.Read(ctx, r)
+}
+
+// A node is ready once its first canary message has arrived. The first one that is
+// published does, however long the room takes to open.
+func TestTheFirstCanaryMessageArrives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 1, func(c *Config) { c.Node, c.CanaryInterval, c.CanaryStale = "n1", time.Hour, 2*time.Hour })
+		h := f.nodes[0]
+		h.cfg.Log = slowLog{f.log}
+		began := time.Now()
+		h.Start()
+		testkit.Eventually(t, "delivery to be verified", func() bool { return h.Delivery().Verified })
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("verified after %v", took)
 		}
 	})
 }

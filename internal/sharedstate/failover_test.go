@@ -265,6 +265,9 @@ func TestAnAddressThatLeadsToAnotherRedisIsFollowed(t *testing.T) {
 	testkit.Eventually(t, "both nodes see each other", func() bool { return a.seesNodes(2) && c.seesNodes(2) })
 	mustExchangeEvents(t, a, c, "on the second Redis")
 	c.waitUsersIn(t, "lobby", "ada")
+	testkit.Eventually(t, "no connection is left at the first Redis", func() bool {
+		return strings.Count(first.Do(t, "CLIENT", "LIST"), " addr=") == 1 // the question's own
+	})
 }
 
 // While the address leads to a replica, the shared state is down and the log says

@@ -177,10 +177,14 @@ func (u *rateUsage) noteOutcome(room message.Room, refused bool) {
 }
 
 // checkRates counts a frame against the limits of its connection and its user, or
-// returns the error rate_limited. Too many refusals close the
-// connection: see ignoresRefusals.
+// returns the error rate_limited. Too many refusals close the connection: see
+// ignoresRefusals. The report of a move is free: it has no answer that would tell the
+// client when it was counted.
 func (sock *socket) checkRates(r *protocol.Request, size int) error {
 	u := &sock.usage
+	if r.Type == protocol.TypeMoved && !sock.moveReported {
+		return nil
+	}
 	if r.Type == protocol.TypeJoin && u.freeJoins > 0 {
 		u.freeJoins--
 		return nil

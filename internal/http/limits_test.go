@@ -229,6 +229,32 @@ func TestAResumeOfEveryRoomIsNotRateLimited(t *testing.T) {
 	}
 }
 
+// The report of a move has no answer, so a client can't know when it was counted: it
+// takes no join of a client that then joins as many rooms as it may. A second report is
+// none.
+func TestTheReportOfAMoveTakesNoJoin(t *testing.T) {
+	var clock manualClock
+	n := startNode(t, func(c *Config) { c.Rates.Join, c.MaxRooms, c.now = 1, 5, clock.now })
+	for _, tt := range []struct {
+		reports, joins int
+	}{{1, 5}, {2, 4}} {
+		b := n.dial(nil)
+		for i := range tt.reports {
+			b.send(`{"type":"moved","ref":"moved-%d","from":"node-9","handshake_ms":1}`, i)
+		}
+		for i := range tt.joins {
+			b.send(`{"type":"join","room":"r%d"}`, i)
+			if got := b.read(); got["type"] != "joined" {
+				t.Fatalf("%d reports, join %d: %v", tt.reports, i, got)
+			}
+		}
+		b.send(`{"type":"join","ref":"over","room":"r0"}`)
+		if got := b.until("error"); got["ref"] != "over" || got["code"] != "rate_limited" {
+			t.Errorf("%d reports, one join too many: %v", tt.reports, got)
+		}
+	}
+}
+
 func TestCallsOfAKeyAreLimited(t *testing.T) {
 	var clock manualClock
 	n := startNode(t, func(c *Config) { c.Rates.API, c.now = 2, clock.now })

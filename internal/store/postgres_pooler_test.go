@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -64,6 +65,8 @@ func TestAPoolerThatSwitchesIsRefused(t *testing.T) {
 		"transaction mode that resets":           {"pool_mode": "transaction", "server_reset_query_always": "1"},
 		"transaction mode that ignores settings": {"pool_mode": "transaction", "ignore_startup_parameters": "lock_timeout,statement_timeout"},
 		"statement mode":                         {"pool_mode": "statement"},
+		// No second connection can be had to find it out with.
+		"transaction mode that resets for one client": {"pool_mode": "transaction", "server_reset_query_always": "1", "max_client_conn": "1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -103,6 +106,32 @@ func TestAPoolerThatBeginsToSwitchIsNoticed(t *testing.T) {
 	pooler.Set(f.pg, "pool_mode", "session")
 	testkit.EventuallyNil(t, "the node to recover", func() error { return n.publish("room", "ann", "3", "x").Err })
 	n.readAll("room") // without holes
+}
+
+// A pooler that prepares the statements on every server connection hides a switch from
+// the writers, but the parameters of another session are not theirs.
+func TestNothingIsWrittenInTheSessionOfAnotherClient(t *testing.T) {
+	t.Parallel()
+	f, _ := pooledFixture(t, nil)
+	f.migrate()
+	w := &pgWriter{p: f.startNode().logUnderTest.(*Postgres)}
+	defer w.close()
+	batch := []*queuedPublication{{pub: publication("room", "1", "x")}}
+	for name, use := range map[string]func() error{
+		"a commit": func() error { _, _, err := w.commit(t.Context(), batch); return err },
+		"a ping":   func() error { return w.ping(t.Context()) },
+	} {
+		if err := w.connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.conn.PgConn().CustomData()[backendKey] = backendOf(w.conn) + 1
+		if err := use(); !errors.Is(err, errPoolerSwitches) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := f.pg.Query("SELECT count(*) FROM messages"); n != "0" {
+		t.Errorf("%s messages are stored", n)
+	}
 }
 
 // URLs that were written for other programs.

@@ -44,9 +44,14 @@ func aBannedUserIsRejectedOnEveryNode(t *testing.T, factory backendFactory) {
 		t.Fatal(err)
 	}
 	// A node that starts later learns of it, and gets the event to close the
-	// connections that it has accepted meanwhile.
+	// connections that it has accepted meanwhile. The event of the shorter ban may
+	// still be on its way to it.
 	late := startAnotherNode(t, a, "node-c")
 	late.waitEvent(t, "about the earlier ban", isBanEvent("eve"))
+	testkit.Eventually(t, "the node that starts later to know the longer ban", func() bool {
+		left, _ := late.Banned("eve")
+		return left >= 59*time.Minute
+	})
 	for _, p := range []*testNode{a, b, late} {
 		if left, banned := p.Banned("eve"); !banned || left < 59*time.Minute {
 			t.Errorf("%s: banned %v for %v, want 59 minutes or more", p.cfg.Node, banned, left)

@@ -360,6 +360,24 @@ func childrenOf(pid int) []int {
 	return children
 }
 
+// PauseTree stops a process and its descendants, parents first so that no further ones
+// start, until resume is called.
+func PauseTree(pid int) (resume func()) {
+	pids := []int{pid}
+	_ = kill(pid, sigStop)
+	for i := 0; i < len(pids); i++ {
+		for _, child := range childrenOf(pids[i]) {
+			_ = kill(child, sigStop)
+			pids = append(pids, child)
+		}
+	}
+	return func() {
+		for _, pid := range pids {
+			_ = kill(pid, sigCont) // it may have ended
+		}
+	}
+}
+
 // alive reports whether a process runs. A zombie does not.
 func alive(pid int) bool {
 	state, _, ok := stat(pid)

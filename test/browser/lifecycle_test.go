@@ -10,6 +10,7 @@ import (
 
 	"switchyard/internal/testkit"
 	"switchyard/internal/testkit/chromium"
+	"switchyard/internal/testkit/metrictest"
 )
 
 const sessionID = `document.getElementById("f-session").textContent`
@@ -129,6 +130,32 @@ func testABrowserThatIsOfflineLosesNothing(t *testing.T, e *env) {
 	ada.SetOffline(false)
 	for _, w := range []window{ada, bob} {
 		waitForRows(w, 21)
+		w.Until(clean + ` && document.body.dataset.state === "live"`)
+	}
+}
+
+// A computer sleeps for longer than the service waits for a sign of life. The page comes
+// back by itself when it wakes, with what was published meanwhile.
+func testABrowserThatSleepsMissesNothing(t *testing.T, e *env) {
+	server := testkit.StartServer(t, map[string]string{"HEARTBEAT": "1s"})
+	browser := chromium.Start(t)
+	ada := openPage(t, browser, server.URL()+"/#night", "ada")
+	bob := openPage(t, e.browser, server.URL()+"/#night", "bob")
+	typeMessage(ada, "before")
+	waitForRows(bob, 1)
+	wake := browser.Sleep(t)
+	publishMany(bob, "night", 30)
+	testkit.Eventually(t, "the service to give the sleeper up", func() bool {
+		lost, _ := metrictest.Parse(t, testkit.Get(t, server.URL()+"/metrics")).Value(t, `websocket_disconnections_total{reason="no_pong"}`)
+		return lost > 0
+	})
+	publishMany(bob, "night", 30)
+	waitForRows(bob, 61)
+	wake()
+	waitForRows(ada, 61)
+	typeMessage(ada, "after")
+	for _, w := range []window{ada, bob} {
+		waitForRows(w, 62)
 		w.Until(clean + ` && document.body.dataset.state === "live"`)
 	}
 }

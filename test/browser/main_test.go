@@ -99,6 +99,7 @@ func TestInChromium(t *testing.T) {
 		{"APageOutOfTheBackForwardCacheMissesNothing", testAPageOutOfTheBackForwardCacheMissesNothing},
 		{"ACopyOfATabThatIsElsewhereGetsItsOwnSession", testACopyOfATabThatIsElsewhereGetsItsOwnSession},
 		{"ABrowserThatIsOfflineLosesNothing", testABrowserThatIsOfflineLosesNothing},
+		{"ABrowserThatSleepsMissesNothing", testABrowserThatSleepsMissesNothing},
 		{"ForeignStorageBreaksNothing", testForeignStorageBreaksNothing},
 		{"ACautiousBrowserLosesNothing", testACautiousBrowserLosesNothing},
 	}, shared...))

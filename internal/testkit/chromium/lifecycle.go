@@ -2,12 +2,15 @@ package chromium
 
 import (
 	"context"
+	"testing"
 	"time"
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
+
+	"switchyard/internal/testkit"
 )
 
 // crashTimeout bounds the wait for the answer of a page that crashes.
@@ -58,4 +61,13 @@ func (w *Window) Discard() {
 	defer cancel()
 	_, _ = chromedp.Call(ctx, page.Crash, cdp.Empty{}) // nothing is left that could answer
 	call(w, "load the page again", page.Reload, page.ReloadParams{})
+}
+
+// Sleep stops all processes of the browser, as a computer does that sleeps, until wake is
+// called or the test ends.
+func (b *Browser) Sleep(tb testing.TB) (wake func()) {
+	tb.Helper()
+	wake = testkit.PauseTree(chromedp.FromContext(b.ctx).Browser.Process().Pid)
+	tb.Cleanup(wake)
+	return wake
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"switchyard/internal/message"
+	"switchyard/internal/testkit/fakeservice"
 )
 
 func TestAUserWhoseConnectionBreaksSeesEveryMessageOnce(t *testing.T) {
@@ -38,6 +39,23 @@ func TestAUserWhoseConnectionBreaksSeesEveryMessageOnce(t *testing.T) {
 		if at, ok := c.Position("r"); !ok || at != After("e", 11) {
 			t.Errorf("Position = %+v, %v", at, ok)
 		}
+	})
+}
+
+// The client reads frames that are larger than its library's usual limit of 32 KiB, and as
+// large as docs/protocol.md says.
+func TestTheLargestFramesAreRead(t *testing.T) {
+	withService(t, func(t *testing.T, s *fakeService) {
+		c := s.newClient(Options{})
+		var got eventLog
+		got.join(c, "r", Now())
+		p := s.accept()
+		p.acceptJoin(7)
+		for i, size := range []int{40_000, 1 << 20} {
+			data := []byte(`"` + strings.Repeat("x", size) + `"`)
+			p.send("%s", fakeservice.Frame{Room: "r", ID: "a", Data: data}.Message("e", 8+i, "null"))
+		}
+		got.want(t, "joined 7", "e/8", "e/9")
 	})
 }
 

@@ -96,3 +96,38 @@ func BenchmarkDecode(b *testing.B) {
 		}
 	}
 }
+
+// The largest frames that docs/protocol.md tells clients to be ready for, with names of
+// the characters that take most in JSON.
+func TestTheLargestFramesAreAsDocumented(t *testing.T) {
+	const pageBytes, maxFrame, presenceLimit = 256 << 10, 64 << 10, 200
+	from := strings.Repeat("\x01", message.MaxUserLength)
+	stored := func(size int) message.Message {
+		return message.Message{
+			Draft: message.Draft{
+				Room: message.Room(strings.Repeat("r", 128)), ID: strings.Repeat("i", 64), From: from,
+				Data: []byte(`"` + strings.Repeat("x", size-2) + `"`),
+			},
+			Epoch: "3a81627cc5b00f7a", Seq: MaxSeq, At: time.Date(2026, 11, 23, 2, 36, 6, 825391000, time.UTC),
+		}
+	}
+	page := message.Page{Epoch: "3a81627cc5b00f7a", Head: MaxSeq, First: 1, More: true}
+	for range MaxHistory {
+		page.Messages = append(page.Messages, stored(pageBytes/MaxHistory))
+	}
+	ref := Ref(`"` + strings.Repeat("f", 62) + `"`)
+	if size := len(History(ref, page.Messages[0].Room, &page)); size > 512<<10 || size < pageBytes {
+		t.Errorf("a page of history takes %d bytes, over 512 KiB", size)
+	}
+	largest := stored(maxFrame)
+	if size := len(Message(&largest)); size > maxFrame+2<<10 {
+		t.Errorf("a message takes %d bytes, over max_frame and 2 KiB", size)
+	}
+	p := Presence{Room: largest.Room, Count: presenceLimit}
+	for range presenceLimit {
+		p.Members = append(p.Members, PresenceEntry{Session: strings.Repeat("s", message.MaxUserLength), User: &from})
+	}
+	if size := len(p.Encode(ref)); size > presenceLimit<<10 {
+		t.Errorf("a presence takes %d bytes, over 1 KiB for each member", size)
+	}
+}

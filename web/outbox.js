@@ -17,18 +17,6 @@ const DEFAULT_RESEND_MS = 300_000; // half of the service's default ID_WINDOW, f
 
 const FOLLOWS = ',"follows":true'; // in a publish: it must not be stored before the one that was sent before it
 
-/** Returns an id for a publish that has none. */
-export function newID() {
-  if (!globalThis.crypto) throw new TypeError("there is no global crypto, as in Node before version 20: see docs/clients.md, or pass an id");
-  if (crypto.randomUUID) return crypto.randomUUID();
-  // Pages on plain http have no randomUUID, but do have the same source of randomness.
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  bytes[6] = (bytes[6] & 0x0f) | 0x40;
-  bytes[8] = (bytes[8] & 0x3f) | 0x80;
-  const hex = Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
-  return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, "$1-$2-$3-$4-$5");
-}
-
 // The frame of a request. A publish has a head and a body, between which FOLLOWS may stand.
 function textOf({ text, head, body }, follows) {
   return body === undefined ? text : `${head.slice(0, -1)}${follows ? FOLLOWS : ""},"data":${body}}`;

@@ -84,7 +84,7 @@ func TestInChromium(t *testing.T) {
 		browser: browser,
 		server:  startServer(t),
 	}
-	runStories(t, e, append([]story{
+	stories := append([]story{
 		{"ThePageFollowsAMove", testThePageFollowsAMove},
 		{"ThePageFitsEveryScreen", testThePageFitsEveryScreen},
 		{"ThePageShowsWhoIsInTheRoom", testThePageShowsWhoIsInTheRoom},
@@ -99,10 +99,13 @@ func TestInChromium(t *testing.T) {
 		{"APageOutOfTheBackForwardCacheMissesNothing", testAPageOutOfTheBackForwardCacheMissesNothing},
 		{"ACopyOfATabThatIsElsewhereGetsItsOwnSession", testACopyOfATabThatIsElsewhereGetsItsOwnSession},
 		{"ABrowserThatIsOfflineLosesNothing", testABrowserThatIsOfflineLosesNothing},
-		{"ABrowserThatSleepsMissesNothing", testABrowserThatSleepsMissesNothing},
 		{"ForeignStorageBreaksNothing", testForeignStorageBreaksNothing},
 		{"ACautiousBrowserLosesNothing", testACautiousBrowserLosesNothing},
-	}, shared...))
+	}, shared...)
+	if *all { // a Chromium of its own
+		stories = append(stories, story{"ABrowserThatSleepsMissesNothing", testABrowserThatSleepsMissesNothing})
+	}
+	runStories(t, e, stories)
 }
 
 // TestInFirefox runs one story in make test, about what only Firefox does: it holds

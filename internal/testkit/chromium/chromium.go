@@ -129,17 +129,29 @@ func (b *Browser) Open(tb testing.TB, url string) *Window {
 		page.AddScriptToEvaluateOnNewDocumentParams{Source: errorRecorder}); err != nil {
 		tb.Fatalf("chromium: install the error recorder: %v", err)
 	}
-	w.do("open "+url, chromedp.Navigate(url))
-	return w
+	for try := 1; ; try++ {
+		err := w.try(chromedp.Navigate(url))
+		if err == nil {
+			return w
+		}
+		// Chromium now and then aborts the first navigation of a new window.
+		if try == 3 || !strings.Contains(err.Error(), "net::ERR_ABORTED") {
+			tb.Fatalf("chromium: open %s: %v", url, err)
+		}
+	}
 }
 
 func (w *Window) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	w.tb.Helper()
-	ctx, cancel := context.WithTimeout(w.ctx, browserTimeout)
-	defer cancel()
-	if err := chromedp.Do(ctx, steps...); err != nil {
+	if err := w.try(steps...); err != nil {
 		w.tb.Fatalf("chromium: %s: %v", what, err)
 	}
+}
+
+func (w *Window) try(steps ...chromedp.Action[chromedp.Void]) error {
+	ctx, cancel := context.WithTimeout(w.ctx, browserTimeout)
+	defer cancel()
+	return chromedp.Do(ctx, steps...)
 }
 
 // Eval returns the value of a JavaScript expression. A promise is awaited.

@@ -178,8 +178,8 @@ func (u *rateUsage) noteOutcome(room message.Room, refused bool) {
 
 // checkRates counts a frame against the limits of its connection and its user, or
 // returns the error rate_limited. Too many refusals close the connection: see
-// ignoresRefusals. The report of a move is free: it has no answer that would tell the
-// client when it was counted.
+// ignoresRefusals. The report of a move is free: it has no answer, so a client can't
+// know when it was counted.
 func (sock *socket) checkRates(r *protocol.Request, size int) error {
 	u := &sock.usage
 	if r.Type == protocol.TypeMoved && !sock.moveReported {

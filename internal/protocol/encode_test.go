@@ -97,8 +97,8 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// The largest frames that docs/protocol.md tells clients to be ready for, with names of
-// the characters that take most in JSON.
+// No frame is larger than docs/protocol.md says, even with names of the characters that
+// take the most bytes in JSON.
 func TestTheLargestFramesAreAsDocumented(t *testing.T) {
 	const pageBytes, maxFrame, presenceLimit = 256 << 10, 64 << 10, 200
 	from := strings.Repeat("\x01", message.MaxUserLength)

@@ -19,12 +19,15 @@ function hueOf(name) {
   return sum % 6;
 }
 
-/** Returns the author and text of a message. The page's own messages are {name, text}; others are shown as JSON. */
+/**
+ * Returns the author and text of a message. The page's own messages are {name, text}; others are shown as JSON. isVerified
+ * says whether the service vouches for the name: an anonymous sender writes any name into the message, also that of a user.
+ */
 export function parseMessage(message) {
   const { data, from } = message;
   const isChat = typeof data?.text === "string";
-  const name = from ?? (typeof data?.name === "string" && data.name !== "" ? data.name : "anonymous");
-  return { name, text: isChat ? data.text : JSON.stringify(data), isChat };
+  const ownName = typeof data?.name === "string" && data.name !== "" ? data.name : null;
+  return { name: from ?? ownName ?? "anonymous", isVerified: from !== null || ownName === null, text: isChat ? data.text : JSON.stringify(data), isChat };
 }
 
 export class MessageLog {
@@ -142,11 +145,16 @@ export class MessageLog {
 
 
   #row(message) {
-    const { name, text, isChat } = parseMessage(message);
+    const { name, isVerified, text, isChat } = parseMessage(message);
     const row = createElement("li", this.#isMine(message.id) ? "row mine" : "row");
     row.dataset.seq = message.seq;
     const body = createElement("div", "body");
-    body.append(createElement("span", `who hue-${hueOf(name)}`, name), createElement(isChat ? "span" : "code", "text", text));
+    const who = createElement("span", `who hue-${hueOf(name)}`, name);
+    if (!isVerified) {
+      who.classList.add("unverified");
+      who.title = "an anonymous sender gave itself this name";
+    }
+    body.append(who, createElement(isChat ? "span" : "code", "text", text));
     const time = createElement("time", "at", clock.format(new Date(message.at)));
     time.dateTime = time.title = message.at;
     row.append(createElement("span", "seq", message.seq), createElement("span", "rail"), body, time);

@@ -87,6 +87,7 @@ func TestInChromium(t *testing.T) {
 	stories := append([]story{
 		{"ThePageFollowsAMove", testThePageFollowsAMove},
 		{"ThePageFitsEveryScreen", testThePageFitsEveryScreen},
+		{"ANameThatNobodyVouchesForIsMarked", testANameThatNobodyVouchesForIsMarked},
 		{"ThePageShowsWhoIsInTheRoom", testThePageShowsWhoIsInTheRoom},
 		{"ThePageWorksWithTheKeyboardAlone", testThePageWorksWithTheKeyboardAlone},
 		{"TheReadmeExampleWorks", testTheReadmeExampleWorks},

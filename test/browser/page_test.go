@@ -3,6 +3,7 @@ package browser
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -69,6 +70,24 @@ func testTwoWindowsChat(t *testing.T, e *env) {
 
 	bob.Type("hm")
 	ada.Until(`document.getElementById("signals").textContent === "bob is writing"`)
+}
+
+// An anonymous sender writes any name into its message, also that of somebody else.
+func testANameThatNobodyVouchesForIsMarked(t *testing.T, e *env) {
+	const key = "0123456789abcdef0123456789abcdef"
+	server := testkit.StartServer(t, map[string]string{"API_KEYS": "shop:" + key})
+	bob := openPage(t, e.browser, server.URL()+"/#gate", "api:shop")
+	typeMessage(bob, "hello")
+	waitForRows(bob, 1)
+	if res, body := testkit.Call(t, http.MethodPost, server.URL()+"/v1/rooms/gate/messages", key, `{"data":{"name":"bob","text":"hi"}}`); res.StatusCode >= 300 {
+		t.Fatalf("%s %s", res.Status, body)
+	}
+	waitForRows(bob, 2)
+	got := eval[[]string](bob, `[...document.querySelectorAll(".row .who")].map((who) =>
+		who.textContent + getComputedStyle(who, "::after").content)`)
+	if want := []string{`api:shop" unverified"`, `api:shopnone`}; !slices.Equal(got, want) {
+		t.Errorf("the authors are shown as %q, want %q", got, want)
+	}
 }
 
 // The page lists the sessions in the room. They are anonymous here, since the

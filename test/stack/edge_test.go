@@ -53,7 +53,7 @@ func TestPageSecurityHeaders(t *testing.T) {
 		t.Fatalf("%s\n%s", res.Status, body)
 	}
 	for name, want := range map[string]string{
-		"Strict-Transport-Security": "max-age=31536000; includeSubDomains; preload",
+		"Strict-Transport-Security": "max-age=31536000",
 		"X-Content-Type-Options":    "nosniff",
 		"X-Frame-Options":           "DENY",
 		"Referrer-Policy":           "no-referrer",

@@ -182,6 +182,11 @@ type dynamicFile struct {
 			} `yaml:"chain"`
 			RateLimit   *limit `yaml:"rateLimit"`
 			InFlightReq *limit `yaml:"inFlightReq"`
+			Headers     struct {
+				STSSeconds           int  `yaml:"stsSeconds"`
+				STSIncludeSubdomains bool `yaml:"stsIncludeSubdomains"`
+				STSPreload           bool `yaml:"stsPreload"`
+			} `yaml:"headers"`
 		} `yaml:"middlewares"`
 		ServersTransports map[string]any `yaml:"serversTransports"`
 	} `yaml:"http"`

@@ -2,8 +2,10 @@ package stack
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -224,6 +226,38 @@ func TestServersMatchReplicas(t *testing.T) {
 	behind["TRUSTED_IPS"] = "192.0.2.0/24"
 	if limit := mergedDynamic(t, behind).HTTP.Middlewares["ws-rate-limit"].RateLimit; limit.SourceCriterion.IPStrategy.Depth != 1 || limit.Average != 200 || limit.Burst != 1000 {
 		t.Errorf("behind a CDN: %+v", limit)
+	}
+}
+
+// A promise to browsers about other names than DOMAIN can't be taken back for a year.
+func TestHSTSPromisesNoMoreThanIsAskedFor(t *testing.T) {
+	env := traefikEnv(t)
+	for value, want := range map[string][2]bool{"": {false, false}, "off": {false, false}, "false": {false, false}, "subdomains": {true, false}, "preload": {true, true}} {
+		env["HSTS"] = value
+		h := mergedDynamic(t, env).HTTP.Middlewares["security-headers"].Headers
+		if h.STSSeconds != 31536000 || h.STSIncludeSubdomains != want[0] || h.STSPreload != want[1] {
+			t.Errorf("HSTS=%s: %+v", value, h)
+		}
+	}
+}
+
+// A command line is in the list of processes of every container and host.
+func TestNoPasswordIsOnACommandLine(t *testing.T) {
+	builtin := regexp.MustCompile(`^\s*(printf |[A-Za-z_]+=)`) // of a shell: it starts no process
+	expanded := regexp.MustCompile(`\$\(\s*(cat|sed|tr|head|<)[^)]*/run/secrets/[^)]*\)|--?p(ass|assword)[ =]"?\$`)
+	err := filepath.WalkDir(root+"/deploy", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		for i, line := range strings.Split(read(t, path), "\n") {
+			if found := expanded.FindString(line); found != "" && !builtin.MatchString(line) {
+				t.Errorf("%s:%d puts a secret on a command line: %s", path, i+1, found)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -55,6 +55,7 @@ var causes = []struct {
 	err  error
 	name string
 }{
+	{ErrUnavailable, resultUnavailable}, // first: it may wrap a check that failed
 	{ErrMissing, "missing"},
 	{ErrMalformed, "malformed"},
 	{ErrSignature, "signature"},
@@ -65,7 +66,6 @@ var causes = []struct {
 	{ErrAudience, "audience"},
 	{ErrUser, "user"},
 	{ErrRooms, "rooms"},
-	{ErrUnavailable, resultUnavailable},
 }
 
 // Cause returns the reason of an error of Verify as one word of a closed set, for

@@ -14,8 +14,8 @@ import (
 // some issuers give a new key the kid of the old one.
 func (j *jwks) check(ctx context.Context, t *token, method jwt.SigningMethod) error {
 	err := j.tryKeys(ctx, t, method)
-	if err == nil {
-		return nil
+	if err == nil || errors.Is(err, ErrMalformed) {
+		return err
 	}
 	fetched, failure := j.awaitFetch(ctx)
 	if fetched {
@@ -27,31 +27,40 @@ func (j *jwks) check(ctx context.Context, t *token, method jwt.SigningMethod) er
 	case failure != nil:
 		return failure
 	case j.isFailing():
-		return fmt.Errorf("%w: the JWKS can't be fetched", ErrUnavailable)
+		return fmt.Errorf("%w: the JWKS can't be fetched: %w", ErrUnavailable, err)
 	}
 	return fmt.Errorf("%w: no key of the JWKS fits", ErrSignature)
 }
 
 // tryKeys checks the signature with the keys in memory: with those of the token's kid,
-// or with all if it has none. Keys of different kinds may share a kid (RFC 7517 §4.5).
+// or with the only one of its algorithm if it has none. Keys of different kinds may share
+// a kid (RFC 7517 §4.5). Where several keys could fit a token must name one (OpenID Connect
+// Core 1.0 §10.1), so that a forged one does not cost a check by each of them.
 func (j *jwks) tryKeys(ctx context.Context, t *token, method jwt.SigningMethod) error {
 	err := errNoKey
 	if j.isStale() {
 		return err
 	}
 	all, _ := j.keys.KeyReadAll(ctx) // in memory: can't fail
+	var fitting []any
 	for i := range all {
-		k := all[i].Marshal()
-		switch ofKID := t.keyID != ""; {
-		case ofKID && k.KID != t.keyID:
-		case string(k.ALG) != t.algorithm:
-			if ofKID && errors.Is(err, errNoKey) {
-				err = fmt.Errorf("%w: the key of this kid is for another", ErrAlgorithm)
-			}
-		case method.Verify(t.signed, t.signature, all[i].Key()) == nil:
+		switch k := all[i].Marshal(); {
+		case t.keyID != "" && k.KID != t.keyID:
+		case string(k.ALG) == t.algorithm:
+			fitting = append(fitting, all[i].Key())
+		case t.keyID != "":
+			err = fmt.Errorf("%w: the key of this kid is for another", ErrAlgorithm)
+		}
+	}
+	if t.keyID == "" && len(fitting) > 1 {
+		return fmt.Errorf("%w: it has no kid, and the JWKS has %d keys for %s", ErrMalformed, len(fitting), t.algorithm)
+	}
+	for _, k := range fitting {
+		if method.Verify(t.signed, t.signature, k) == nil {
 			return nil
-		case ofKID:
-			err = ErrSignature
+		}
+		if err = ErrSignature; t.keyID == "" {
+			err = fmt.Errorf("%w: %w", errNoKey, ErrSignature) // the issuer may have a new key
 		}
 	}
 	return err

@@ -19,7 +19,7 @@ func TestKeysOfAJWKS(t *testing.T) {
 	w := openVerifier(t, i.serve(t))
 	for kid, key := range map[string]any{"r": rsaKey(), "e": ecKey(), "d": edKey()} {
 		w.accepts(signWithKID(kid, key))
-		w.accepts(sign(key, nil)) // without a kid all keys are tried
+		w.accepts(sign(key, nil)) // without a kid, the only key of its algorithm
 	}
 	if i.fetches() != 1 || w.metric("auth_jwks_up", "") != 1 || w.metric("auth_jwks_refreshes_total", "ok") != 1 {
 		t.Errorf("%d fetches, up %v", i.fetches(), w.metric("auth_jwks_up", ""))
@@ -44,6 +44,23 @@ func TestAttacksWithAJWKSAreRefused(t *testing.T) {
 		{"a stronger hash by name", signRaw(`{"alg":"RS512","kid":"r"}`, claims, rsaKey()), ErrAlgorithm},
 	} {
 		t.Run(tt.name, func(t *testing.T) { w.t = t; w.refuses(tt.token, tt.want) })
+	}
+}
+
+// A forged token without a kid would cost a check by each key.
+func TestATokenMustNameItsKeyWhereSeveralFit(t *testing.T) {
+	i := newIssuer(jwk(rsaKey(), jsonObject{"kid": "old"}), jwk(rsaOther(), jsonObject{"kid": "new"}), jwk(ecKey(), nil))
+	w := openVerifier(t, i.serve(t))
+	w.refuses(sign(rsaKey(), nil), ErrMalformed)
+	w.refuses(signWithKID("", rsaOther()), ErrMalformed)
+	if _, err := w.Verify(t.Context(), sign(rsaKey(), nil)); err == nil || !strings.HasSuffix(err.Error(), "it has no kid, and the JWKS has 2 keys for RS256") {
+		t.Errorf("the error is %v", err)
+	}
+	w.accepts(signWithKID("old", rsaKey()))
+	w.accepts(signWithKID("new", rsaOther()))
+	w.accepts(sign(ecKey(), nil))
+	if i.fetches() != 1 {
+		t.Errorf("%d fetches, want the first alone", i.fetches())
 	}
 }
 
@@ -213,7 +230,10 @@ func TestAnOutageOfTheIssuer(t *testing.T) {
 		i.answers(http.StatusBadGateway, "away")
 		time.Sleep(30 * time.Minute)
 		w.accepts(signWith(jsonObject{"kid": "r"}, rsaKey(), jsonObject{"exp": time.Now().Add(9 * time.Hour).Unix()}))
-		w.refuses(signWithKID("new", ecKey()), ErrUnavailable) // it may be right: it can't be checked
+		w.refuses(signWithKID("new", ecKey()), ErrUnavailable)                                      // it may be right: it can't be checked
+		if err := w.refuses(sign(rsaOther(), nil), ErrUnavailable); !errors.Is(err, ErrSignature) { // it cost a check, which is counted
+			t.Errorf("a token without a kid that no key has signed: %v", err)
+		}
 		if w.metric("auth_jwks_up", "") != 0 || w.metric("auth_jwks_refreshes_total", "failed") < 40 {
 			t.Errorf("up %v, %v failed", w.metric("auth_jwks_up", ""), w.metric("auth_jwks_refreshes_total", "failed"))
 		}

@@ -33,9 +33,11 @@ func NewHosts(list []string) Hosts {
 
 // Allow reports whether a host, host[:port], is one of the service.
 func (h *Hosts) Allow(host string) bool {
-	if len(h.exact) == 0 && len(h.suffixes) == 0 {
-		return true
-	}
+	return len(h.exact) == 0 && len(h.suffixes) == 0 || h.List(host)
+}
+
+// List reports whether a host, host[:port], is in the list.
+func (h *Hosts) List(host string) bool {
 	a, ok := parseAuthority(host)
 	if !ok {
 		return false
@@ -75,16 +77,35 @@ func FromForeignPage(r *http.Request, from *Sender) bool {
 // IsInternal reports whether a request comes from inside: it has no header of a
 // proxy, and its sender has no public address.
 func IsInternal(r *http.Request, from *Sender) bool {
-	for _, name := range forwardedHeaders {
-		if len(r.Header.Values(name)) > 0 { // even an empty one: a proxy may append to it
+	for name := range r.Header { // even an empty one: a proxy may append to it
+		if isProxyHeader(name) {
 			return false
 		}
 	}
 	return !isPublic(from.Addr) || sharedAddressSpace.Contains(from.Addr)
 }
 
-// forwardedHeaders are the headers in which proxies name clients.
-var forwardedHeaders = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip"}
+// isProxyHeader reports whether a header, in its canonical form, is written by proxies,
+// balancers or CDNs, and not by the programs that read metrics.
+func isProxyHeader(name string) bool {
+	for _, prefix := range proxyHeaderPrefixes {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return proxyHeaders[name] || strings.HasSuffix(name, "-Client-Ip") || strings.HasSuffix(name, "-Connecting-Ip")
+}
+
+// The headers that nginx, HAProxy, Traefik, Caddy, Envoy, Apache and the balancers and
+// CDNs of Amazon, Google, Microsoft, Cloudflare, Fastly, Fly and Akamai add to what they
+// pass on, as their manuals name them.
+var (
+	proxyHeaders = map[string]bool{
+		"Via": true, "Forwarded": true, "X-Real-Ip": true, "X-Client-Ip": true, "Client-Ip": true, "True-Client-Ip": true,
+		"X-Proxyuser-Ip": true, "Cdn-Loop": true, "X-Varnish": true, "X-Cloud-Trace-Context": true, "X-Request-Start": true,
+	}
+	proxyHeaderPrefixes = []string{"X-Forwarded", "X-Original-", "X-Envoy-", "X-Amzn-", "X-Amz-Cf-", "X-Azure-", "X-Akamai-", "Cf-", "Fastly-", "Fly-"}
+)
 
 // sharedAddressSpace is RFC 6598. It is not routed on the Internet, and some VPNs
 // assign it to internal machines.

@@ -57,6 +57,15 @@ func TestWhatIsInternal(t *testing.T) {
 		{"a proxy", "10.0.0.7:1", "X-Forwarded-For", false},
 		{"another proxy", "10.0.0.7:1", "Forwarded", false},
 		{"one more", "10.0.0.7:1", "X-Real-Ip", false},
+		{"any proxy", "10.0.0.7:1", "Via", false},
+		{"a proxy that names the host only", "10.0.0.7:1", "X-Forwarded-Host", false},
+		{"a proxy with a header of its own of the kind", "10.0.0.7:1", "X-Forwarded-Ssl", false},
+		{"a CDN", "10.0.0.7:1", "Cf-Ray", false},
+		{"a CDN that names the client", "10.0.0.7:1", "Fastly-Client-Ip", false},
+		{"a CDN of a CDN", "10.0.0.7:1", "Cdn-Loop", false},
+		{"a balancer", "10.0.0.7:1", "X-Amzn-Trace-Id", false},
+		{"a mesh", "10.0.0.7:1", "X-Envoy-External-Address", false},
+		{"Prometheus", "10.0.0.7:1", "X-Prometheus-Scrape-Timeout-Seconds", true},
 	} {
 		r := httptest.NewRequest("GET", "/metrics", nil)
 		r.RemoteAddr = tt.peer

@@ -40,14 +40,22 @@ func (s *State) Take(l Limit, now time.Duration, n int) (wait time.Duration) {
 	return 0
 }
 
+// Wait returns how long to wait until one event is available at the time now, without
+// using it.
+func (s State) Wait(l Limit, now time.Duration) time.Duration { return s.Take(l, now, 1) }
+
 // Left returns how many events a limit allows at once at the time now.
 func (s State) Left(l Limit, now time.Duration) int {
 	if l.PerSecond <= 0 {
 		return 0
 	}
+	return max(0, max(1, l.Burst)-s.Events(l, now))
+}
+
+// Events returns how many events the state has that the time has not paid yet.
+func (s State) Events(l Limit, now time.Duration) int {
 	// What is owed is at most a burst, so the product is at most 2e18.
-	used := (s.owed(now)*int64(l.PerSecond) + int64(time.Second) - 1) / int64(time.Second)
-	return max(0, max(1, l.Burst)-int(used))
+	return int((s.owed(now)*int64(l.PerSecond) + int64(time.Second) - 1) / int64(time.Second))
 }
 
 // Add adds what other has used, up to a whole burst together.
@@ -89,6 +97,9 @@ func NewKeyed(l Limit) *Keyed {
 	return &Keyed{limit: l, size: maxKeys, states: map[string]State{}, sweepAt: 64}
 }
 
+// Limit returns the limit of each key.
+func (k *Keyed) Limit() Limit { return k.limit }
+
 // Take is State.Take for a key.
 func (k *Keyed) Take(key string, now time.Duration, n int) (wait time.Duration) {
 	if k.limit.PerSecond <= 0 {
@@ -103,6 +114,30 @@ func (k *Keyed) Take(key string, now time.Duration, n int) (wait time.Duration) 
 	wait = s.Take(k.limit, now, n)
 	k.states[key] = s
 	return wait
+}
+
+// Reserve uses n events of a key in any case, and returns how long to wait until they
+// would have been available. So callers that wait are served in turn.
+func (k *Keyed) Reserve(key string, now time.Duration, n int) (wait time.Duration) {
+	if k.limit.PerSecond <= 0 {
+		return 0
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s, known := k.states[key]
+	if !known && len(k.states) >= k.sweepAt {
+		k.sweep(now)
+	}
+	s = State(max(int64(s), int64(now)) + k.limit.cost(n))
+	k.states[key] = s
+	return max(0, time.Duration(s.owed(now)-k.limit.cost(max(1, k.limit.Burst))))
+}
+
+// Used returns the state of a key.
+func (k *Keyed) Used(key string) State {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.states[key]
 }
 
 // sweep drops the keys that have their full burst. Caller holds mu.

@@ -1,10 +1,12 @@
 package admission
 
 import (
+	"container/list"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // Bounds on connections that are not a WebSocket: idle ones, requests, and
@@ -13,118 +15,175 @@ import (
 const (
 	// MaxHTTPConns is the usual bound on all of them.
 	MaxHTTPConns           = 2048
-	maxHTTPConnsPerAddress = 256
+	MaxHTTPConnsPerAddress = 256
+	// maxReserved is how many of them are kept for probes.
+	maxReserved = 32
+	// unreadFor is how long a new connection keeps its place while its first request has
+	// not been read, as long as the reserve has room for the one after it.
+	unreadFor = time.Second
 )
 
-// An HTTPConns enforces these bounds. net/http calls it for each change of a
-// connection's state. It is safe for concurrent use.
+// An HTTPConns enforces these bounds. A new connection over one takes the place of the
+// connection that has been silent longest, of its address or of all. Where every one
+// has a request under way or is new, it is reserved for probes. It is safe for concurrent
+// use.
 type HTTPConns struct {
-	most, mostPerAddress int
+	most, mostPerAddress int // without the reserved ones
+	mostReserved         int
 	networkOf            func(remoteAddr string) netip.Prefix
 	refused              func()
 
 	// mu protects the fields below.
 	mu       sync.Mutex
-	changes  uint64 // numbers the changes of state
-	open     map[net.Conn]*httpConn
-	networks map[netip.Prefix]int
+	open     map[net.Conn]*httpConn // without the reserved ones
+	reserved map[net.Conn]*httpConn
+	networks map[netip.Prefix]*networkConns
+	// The connections without a request, the longest silent first.
+	silent, silentReserved list.List
+}
+
+// A networkConns counts the connections of a network.
+type networkConns struct {
+	open   int
+	silent list.List // those without a request, the longest silent first
 }
 
 // An httpConn is an open connection.
 type httpConn struct {
-	network netip.Prefix // zero: not counted by address
-	silent  bool         // no request is under way
-	since   uint64       // the change that made it silent
+	conn    net.Conn
+	prefix  netip.Prefix
+	network *networkConns // nil: not counted by address
+	unread  time.Time     // when it was accepted; zero once a request was read
+	// The places in the lists of silent connections; nil while a request is under way.
+	inAll, inNetwork *list.Element
 }
 
-// NewHTTPConns returns bounds that no connection uses: most in all. networkOf returns
-// the network by which a peer is counted, zero for none. refused is called for each
-// connection that is closed because of a bound.
+// NewHTTPConns returns bounds that no connection uses: most in all, some of them in reserve.
+// networkOf returns the network by which a peer is counted, zero for none. refused is
+// called for each connection that is closed because of a bound.
 func NewHTTPConns(most int, networkOf func(remoteAddr string) netip.Prefix, refused func()) *HTTPConns {
+	reserved := min(maxReserved, max(1, most/8))
+	most = max(1, most-reserved)
 	return &HTTPConns{
-		most: most, mostPerAddress: min(maxHTTPConnsPerAddress, max(1, most/2)), networkOf: networkOf, refused: refused,
-		open: map[net.Conn]*httpConn{}, networks: map[netip.Prefix]int{},
+		most: most, mostReserved: reserved, mostPerAddress: min(MaxHTTPConnsPerAddress, max(1, most/2)), networkOf: networkOf, refused: refused,
+		open: map[net.Conn]*httpConn{}, reserved: map[net.Conn]*httpConn{}, networks: map[netip.Prefix]*networkConns{},
 	}
 }
 
-// OnStateChange implements http.Server.ConnState. It closes a connection over the
-// bound of its address before a byte of it is read, and net/http then drops it. Over
-// the bound on all, it closes the one that has been silent longest, so that a probe
-// is answered however many connections are held open.
+// Accepted counts a new connection, by the address of its peer: no header has been read
+// yet. It returns true if only probes may be answered on it. It closes at most one
+// connection: one that is silent, or else the new one.
+func (h *HTTPConns) Accepted(c net.Conn) (onlyProbes bool) {
+	onlyProbes, closed := h.accept(c)
+	if closed != nil {
+		h.refused()
+		_ = closed.Close()
+	}
+	return onlyProbes
+}
+
+func (h *HTTPConns) accept(c net.Conn) (onlyProbes bool, closed net.Conn) {
+	prefix := h.networkOf(c.RemoteAddr().String())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	state := &httpConn{conn: c, prefix: prefix, unread: time.Now()}
+	var silent *list.List // nil: no bound is reached
+	if network := h.networks[prefix]; network != nil && network.open >= h.mostPerAddress {
+		silent = &network.silent
+	} else if len(h.open) >= h.most {
+		silent = &h.silent
+	}
+	full := len(h.reserved) >= h.mostReserved
+	// One address whose connections are all new has half of the reserve at most.
+	fewReserved := len(h.reserved) < h.mostReserved/2 || silent == &h.silent && !full
+	switch {
+	case silent == nil:
+	case silent.Len() == 0 || fewReserved && first(silent).isNew():
+		if full && h.silentReserved.Len() == 0 {
+			return true, c
+		}
+		if full {
+			closed = h.forget(first(&h.silentReserved))
+		}
+		h.reserved[c] = state
+		h.setSilent(state, true)
+		return true, closed
+	default:
+		closed = h.forget(first(silent))
+	}
+	h.open[c] = state
+	if prefix.IsValid() {
+		if state.network = h.networks[prefix]; state.network == nil {
+			state.network = new(networkConns)
+			h.networks[prefix] = state.network
+		}
+		state.network.open++
+	}
+	h.setSilent(state, true)
+	return false, closed
+}
+
+// OnStateChange implements http.Server.ConnState, for connections after Accepted.
 func (h *HTTPConns) OnStateChange(c net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		if closed := h.acquire(c); closed != nil {
-			h.refused()
-			_ = closed.Close()
-		}
-	case http.StateActive, http.StateIdle:
-		h.mark(c, state == http.StateIdle)
-	case http.StateHijacked, http.StateClosed:
-		h.release(c)
-	}
-}
-
-// acquire counts a connection, by the address of its peer: no header has been read
-// yet. It returns the connection to close, if one is over a bound.
-func (h *HTTPConns) acquire(c net.Conn) (closed net.Conn) {
-	network := h.networkOf(c.RemoteAddr().String())
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if network.IsValid() && h.networks[network] >= h.mostPerAddress {
-		return c
+	known := h.open[c]
+	if known == nil {
+		known = h.reserved[c]
 	}
-	if len(h.open) >= h.most {
-		if closed = h.longestSilent(); closed == nil {
-			return c
-		}
-		h.forget(closed)
-	}
-	h.changes++
-	h.open[c] = &httpConn{network: network, silent: true, since: h.changes}
-	if network.IsValid() {
-		h.networks[network]++
-	}
-	return closed
-}
-
-// longestSilent returns the connection without a request that has been so longest.
-// The caller holds mu.
-func (h *HTTPConns) longestSilent() (longest net.Conn) {
-	for c, state := range h.open {
-		if state.silent && (longest == nil || state.since < h.open[longest].since) {
-			longest = c
-		}
-	}
-	return longest
-}
-
-// mark records whether a request is under way.
-func (h *HTTPConns) mark(c net.Conn, silent bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if state := h.open[c]; state != nil {
-		h.changes++
-		state.silent, state.since = silent, h.changes
-	}
-}
-
-func (h *HTTPConns) release(c net.Conn) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.forget(c)
-}
-
-// forget removes a connection from the counts. The caller holds mu.
-func (h *HTTPConns) forget(c net.Conn) {
-	state := h.open[c]
-	if state == nil {
+	if known == nil { // it was closed because of a bound
 		return
 	}
-	delete(h.open, c)
-	if state.network.IsValid() {
-		if h.networks[state.network]--; h.networks[state.network] == 0 {
-			delete(h.networks, state.network)
+	switch state {
+	case http.StateActive, http.StateIdle:
+		known.unread = time.Time{}
+		h.setSilent(known, state == http.StateIdle)
+	case http.StateHijacked, http.StateClosed:
+		h.forget(known)
+	}
+}
+
+// setSilent records whether a request is under way. The caller holds mu.
+func (h *HTTPConns) setSilent(state *httpConn, silent bool) {
+	all := &h.silent
+	if h.reserved[state.conn] == state {
+		all = &h.silentReserved
+	}
+	if state.inAll != nil {
+		all.Remove(state.inAll)
+		state.inAll = nil
+	}
+	if state.inNetwork != nil {
+		state.network.silent.Remove(state.inNetwork)
+		state.inNetwork = nil
+	}
+	if !silent {
+		return
+	}
+	state.inAll = all.PushBack(state)
+	if state.network != nil {
+		state.inNetwork = state.network.silent.PushBack(state)
+	}
+}
+
+// first returns the longest silent connection of a list, which is not empty.
+func first(silent *list.List) *httpConn {
+	state, _ := silent.Front().Value.(*httpConn) // the only type in it
+	return state
+}
+
+// isNew reports whether the connection may just not have been read yet.
+func (c *httpConn) isNew() bool { return !c.unread.IsZero() && time.Since(c.unread) < unreadFor }
+
+// forget removes a connection from the counts and returns it. The caller holds mu.
+func (h *HTTPConns) forget(state *httpConn) net.Conn {
+	h.setSilent(state, false)
+	delete(h.open, state.conn)
+	delete(h.reserved, state.conn)
+	if state.network != nil {
+		if state.network.open--; state.network.open == 0 {
+			delete(h.networks, state.prefix)
 		}
 	}
+	return state.conn
 }

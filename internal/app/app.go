@@ -108,6 +108,8 @@ type App struct {
 	opt         Options
 	node        string
 	lifecycle   lifecycle
+	memory      memoryPlan
+	queueMemory *httpd.Memory
 	registry    *prometheus.Registry
 	verifier    *auth.Verifier
 	audit       io.Writer // nil when AUDIT_LOG is off
@@ -139,7 +141,7 @@ func Start(ctx context.Context, opt Options) (*App, error) {
 
 func (a *App) build(ctx context.Context) error {
 	a.registerBuildMetrics()
-	for _, part := range []func(context.Context) error{a.openAuth, a.openAudit, a.openLog, a.openBroker, a.openSharedState, a.startHub, a.listen} {
+	for _, part := range []func(context.Context) error{a.planMemory, a.openAuth, a.openAudit, a.openLog, a.openBroker, a.openSharedState, a.startHub, a.listen} {
 		if err := part(ctx); err != nil {
 			return err
 		}
@@ -192,18 +194,19 @@ func (a *App) openLog(ctx context.Context) error {
 		return err
 	}
 	cfg := store.Config{
-		URL:            url,
-		ReadURL:        config.Reread("DATABASE_URL"),
-		MaxConns:       c.MaxConns,
-		ConnLifetime:   c.ConnLifetime,
-		AppendWorkers:  c.Lanes,
-		IDWindow:       c.IDWindow,
-		RetentionAge:   c.RetentionAge,
-		RetentionCount: c.RetentionCount,
-		AppendTimeout:  c.AppendTimeout,
-		TrustFailover:  c.TrustFailover,
-		Logger:         a.opt.Logger,
-		Registerer:     a.registry,
+		URL:             url,
+		ReadURL:         config.Reread("DATABASE_URL"),
+		MaxConns:        c.MaxConns,
+		ConnLifetime:    c.ConnLifetime,
+		AppendWorkers:   c.Lanes,
+		IDWindow:        c.IDWindow,
+		RetentionAge:    c.RetentionAge,
+		RetentionCount:  c.RetentionCount,
+		AppendTimeout:   c.AppendTimeout,
+		MaxPendingBytes: int(a.memory.pending),
+		TrustFailover:   c.TrustFailover,
+		Logger:          a.opt.Logger,
+		Registerer:      a.registry,
 	}
 	var err error
 	if strings.HasPrefix(url, "sqlite:") {
@@ -249,7 +252,8 @@ func (a *App) openSharedState(context.Context) error {
 		Node:       a.node,
 		Prefix:     a.opt.Config.Broker.Prefix,
 		TTL:        a.opt.Config.Session.TTL,
-		Rates:      sharedstate.Rates{Publishes: float64(limits.UserPublish), Bytes: float64(limits.UserBytes)},
+		Rates:      sharedstate.Rates{Calls: float64(limits.UserPublish), Bytes: float64(limits.UserBytes)},
+		ReadRates:  sharedstate.Rates{Calls: float64(limits.UserHistory), Bytes: float64(limits.UserReadBytes)},
 		Logger:     a.opt.Logger,
 		Registerer: a.registry,
 	}
@@ -276,10 +280,13 @@ func (a *App) startHub(context.Context) error {
 		RoomLister:    a.log,
 		Broker:        a.broker,
 		Presence:      a.sharedState,
+		Readers:       a.sharedState,
+		Memory:        a.queueMemory,
 		PresenceLimit: a.opt.Config.Session.PresenceLimit,
 		RepairWait:    c.RepairWait,
 		MaxInflight:   c.MaxInflight,
 		MaxRooms:      c.MaxRooms,
+		MemoryLimit:   a.memory.limit,
 		Node:          hostName(), // without a random part, so that a host keeps one canary room
 		Logger:        a.opt.Logger,
 		Registerer:    a.registry,
@@ -289,6 +296,12 @@ func (a *App) startHub(context.Context) error {
 	a.log.Start(a.hub.Completed)
 	a.hub.Start()
 	return nil
+}
+
+// serve accepts connections until the listeners close.
+func (a *App) serve(public, admin net.Listener) {
+	go func() { a.failed <- a.http.Serve(public) }()
+	go func() { a.failed <- a.http.ServeAdmin(admin) }()
 }
 
 func (a *App) listen(ctx context.Context) error {
@@ -326,7 +339,8 @@ func (a *App) listen(ctx context.Context) error {
 		APIKeys:          c.APIKeys.Reveal(),
 		MaxFrame:         c.MaxFrame,
 		QueueBytes:       c.QueueBytes,
-		MaxConnections:   c.MaxConnections,
+		Memory:           a.queueMemory,
+		MaxConnections:   a.memory.connections,
 		Descriptors:      clientDescriptors(a.opt.Config.Store.MaxConns),
 		MaxHandshakeRate: c.MaxHandshakeRate,
 		IdleTimeout:      c.IdleTimeout,
@@ -347,8 +361,7 @@ func (a *App) listen(ctx context.Context) error {
 	})
 	a.verifier.LogConfig()
 	a.sharedState.Start(sharedstate.Hooks{Status: a.http.Status, Notify: a.handleNodeEvent, Epoch: a.hub.Epoch})
-	go func() { a.failed <- a.http.Serve(public) }()
-	go func() { a.failed <- a.http.ServeAdmin(admin) }()
+	a.serve(public, admin)
 	a.lifecycle.onStop("http", httpStopTimeout, a.http.Shutdown)
 	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout+clientsStopTimeout, a.http.DrainForShutdown)
 	return nil

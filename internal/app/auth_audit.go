@@ -53,6 +53,7 @@ func rates(c config.Limits) httpd.Rates {
 		API:     c.API,
 
 		UserPublish: c.UserPublish, UserBytes: c.UserBytes,
+		UserHistory: c.UserHistory, UserReadBytes: c.UserReadBytes,
 	}
 }
 

@@ -24,6 +24,7 @@ const (
 	websocket     = "nhooyr.io/websocket"
 	yamlLib       = "gopkg.in/yaml.v3"
 	windows       = "golang.org/x/sys/windows"
+	unix          = "golang.org/x/sys/unix"
 )
 
 // An importRule lists what the non-test files of a package may import beside the
@@ -55,7 +56,7 @@ var importRules = []importRule{
 	{"internal/admission", []string{"internal/protocol"}},
 	{"internal/wheel", nil},
 	{"internal/pages", []string{"web"}},
-	{"internal/conn", []string{"internal/protocol", "internal/ratelimit"}},
+	{"internal/conn", []string{"internal/protocol", "internal/ratelimit", unix}},
 	{"internal/drain", []string{"internal/protocol", prometheus}},
 	{"internal/session", []string{"internal/message", "internal/protocol"}},
 	{"internal/http", []string{

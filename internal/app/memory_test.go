@@ -3,6 +3,7 @@ package app
 import (
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"testing"
 )
 
@@ -34,5 +35,29 @@ func TestTheContainersMemoryLimit(t *testing.T) {
 		if got, ok := memoryLimit(files); ok != c.ok || ok && got != c.want {
 			t.Errorf("%s: %d, %v; want %d, %v", c.name, got, ok, c.want, c.ok)
 		}
+	}
+}
+
+func TestTheMemoryOfTheMachine(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "meminfo")
+	for text, want := range map[string]int64{
+		"MemTotal:       24689432 kB\nMemFree:  1 kB\n": 24689432 << 10, "MemFree: 1 kB\n": 0, "MemTotal: a lot kB\n": 0, "": 0,
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := machineMemory(file); ok != (want > 0) || ok && got != want {
+			t.Errorf("%q: %d, %v; want %d", text, got, ok, want)
+		}
+	}
+	if _, ok := machineMemory(file + "-missing"); ok {
+		t.Error("a machine without the file has a known memory")
+	}
+}
+
+func TestTheLeastMemoryCounts(t *testing.T) {
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(64 << 20))
+	if got := leastMemory(); got != 64<<20 {
+		t.Errorf("with GOMEMLIMIT=64MiB: %d", got)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,8 +41,8 @@ const (
 type Options struct {
 	// QueueBytes bounds the send queue, in bytes.
 	QueueBytes int
-	// TotalQueued counts the queued bytes of all connections, for the metric.
-	TotalQueued *atomic.Int64
+	// Budget is that of all connections.
+	Budget *Budget
 	// Tick counts the turns of the heartbeat loop: wheel.SlotCount of them are a period.
 	Tick *atomic.Int64
 	// Frames and Bytes limit what is read. The zero Limit is none.
@@ -60,6 +61,7 @@ type Conn struct {
 	preread  []byte       // read by net/http before the upgrade; belongs to the reader
 	pongs    pongScanner  // belongs to the reader
 	onPong   func(uint64) // nil: pongs are not reported; belongs to the reader
+	onExtras func(int)    // likewise
 	throttle throttle     // belongs to the reader
 
 	lastReadTick atomic.Int64 // tick of the last byte read
@@ -77,6 +79,10 @@ type Conn struct {
 	closedByServer bool               // the service decided to close, not the library
 	linger         bool               // Close reads on for a moment, so that the client gets our close frame
 	flushed        chan struct{}      // closed when nothing is queued; nil: nobody waits
+	lastAnswer     int64              // sentBytes at the end of the last answer to a read
+	answered       chan struct{}      // closed when it has left; nil: nobody waits
+	taken          uint64             // bytes that the client had acknowledged at the last StuckFor
+	stuckSince     time.Time          // the first StuckFor at which that was so and others waited; zero: none waited
 }
 
 // New returns the connection around a hijacked one. preread is what net/http has read
@@ -86,7 +92,7 @@ func New(inner net.Conn, preread []byte, o Options) *Conn {
 		Conn: inner, preread: preread, limit: o.QueueBytes, tick: o.Tick,
 		throttle: throttle{began: time.Now(), frames: o.Frames, bytes: o.Bytes},
 	}
-	c.queue.total = o.TotalQueued
+	c.queue.budget = o.Budget
 	c.direct.init(inner)
 	c.MarkRead()
 	return c
@@ -95,6 +101,10 @@ func New(inner net.Conn, preread []byte, o Options) *Conn {
 // OnPong sets the function that gets the counter of each answer to our pings. It is
 // called by the reader, or before anything is read.
 func (c *Conn) OnPong(f func(counter uint64)) { c.onPong = f }
+
+// OnExtras sets the function that gets the number of control frames and fragments that were
+// read. Nothing more is read until it returns. It is called by the reader.
+func (c *Conn) OnExtras(f func(n int)) { c.onExtras = f }
 
 // MarkRead records that the client has sent something at this tick, or has received
 // some of what waited for it.
@@ -129,9 +139,12 @@ func (c *Conn) inspectRead(p []byte) {
 	if found == nil {
 		found = func(uint64) {}
 	}
-	before := c.pongs.frames
+	frames, extras := c.pongs.frames, c.pongs.extras
 	c.pongs.scan(p, found)
-	c.throttle.pause(c.pongs.frames-before, len(p))
+	c.throttle.pause(c.pongs.frames-frames, len(p))
+	if n := c.pongs.extras - extras; n > 0 && c.onExtras != nil {
+		c.onExtras(n)
+	}
 }
 
 // Write implements net.Conn. The library writes pongs and close frames, each in one
@@ -178,7 +191,7 @@ func (c *Conn) Send(f protocol.Frame) bool {
 		}
 		c.ending = protocol.IsClose(f)
 		if n < len(f) {
-			c.queue.pushPartial(f[n:])
+			c.queue.pushPartial(f[n:], f)
 			c.startWriteLoop()
 		}
 		return true
@@ -228,6 +241,80 @@ func (c *Conn) Flushed(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for a client to read: %w", ctx.Err())
 	}
+}
+
+// Answered waits until the last answer to a read has left, so that a client that takes
+// nothing causes one at most. It implements hub.Outlet. One goroutine calls it at a time: the
+// reader, which reads no other request meanwhile.
+func (c *Conn) Answered(ctx context.Context) error {
+	c.mu.Lock()
+	if c.answerLeft() {
+		c.mu.Unlock()
+		return nil
+	}
+	answered := make(chan struct{})
+	c.answered = answered
+	c.mu.Unlock()
+	select {
+	case <-answered: // bounded by the write deadline
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for a client to take an answer: %w", ctx.Err())
+	}
+}
+
+// SendAnswer is Send for the answer to a read. It implements hub.Outlet.
+func (c *Conn) SendAnswer(f protocol.Frame) bool {
+	ok := c.Send(f)
+	c.mu.Lock()
+	c.lastAnswer = c.sentBytes.Load()
+	c.mu.Unlock()
+	return ok
+}
+
+// CloseSlow closes a client that takes what is sent to it too slowly. It has timeout to
+// take the close frame, and what was written in part before it. CloseSlow returns false if
+// the connection was ending already.
+func (c *Conn) CloseSlow(timeout time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ending {
+		return false
+	}
+	if c.closeSlow(); !c.failed {
+		_ = c.Conn.SetDeadline(time.Now().Add(timeout))
+	}
+	return true
+}
+
+// StuckFor returns how long the client has taken nothing, although something waits for it
+// here or in the socket, as far as earlier calls saw: the first one after it begins
+// returns 0. So do all where the system does not say what a client has taken.
+func (c *Conn) StuckFor() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	taken, known := c.direct.taken()
+	switch {
+	case !known || c.queue.bytes+c.direct.unacked() == 0:
+		c.stuckSince = time.Time{}
+		return 0
+	case c.stuckSince.IsZero() || taken != c.taken:
+		c.stuckSince = time.Now()
+	}
+	c.taken = taken
+	return time.Since(c.stuckSince)
+}
+
+// IsStuck reports whether the client has taken nothing for so long that a write would have
+// failed: the kernel may still have room.
+func (c *Conn) IsStuck() bool { return c.StuckFor() >= writeTimeout }
+
+// Share returns how many bytes of the budget this connection uses, and whether it is
+// ending, which frees them soon. A frame that waits for others as well counts in part.
+func (c *Conn) Share() (bytes int, ending bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.queue.share(), c.ending
 }
 
 // enqueueOrClose queues a frame, or closes a slow client. Caller holds mu.
@@ -282,6 +369,7 @@ func (c *Conn) Close() error {
 		return net.ErrClosed
 	}
 	c.closed, c.ending = true, true
+	c.notifyAnswered()
 	var flushed chan struct{}
 	if c.writing {
 		if !c.failed {
@@ -337,6 +425,7 @@ func (c *Conn) Abort() {
 // queueClose queues the close frame. Caller holds mu.
 func (c *Conn) queueClose(code protocol.CloseCode) {
 	c.closeCode, c.closedByServer, c.ending, c.linger = code, true, true, true
+	c.notifyAnswered()
 	c.queue.push(protocol.CloseFrame(code))
 	_ = c.Conn.SetDeadline(time.Now().Add(CloseTimeout)) // bounds the reads and writes of a dead socket
 	c.writeQueued()
@@ -363,15 +452,16 @@ func (c *Conn) writeQueued() {
 		buf = *pooled
 	}
 	n, err := c.direct.tryWrite(buf)
+	c.queue.sent(len(buf))
 	if err != nil {
-		c.queue.sent(len(buf)) // lost
-		c.fail()
+		c.fail() // what was taken is lost
 		return
 	}
-	c.queue.sent(n)
 	if n < len(buf) {
-		c.queue.partial = append([]byte(nil), buf[n:]...) // buf goes back to the pool
+		rest := append([]byte(nil), buf[n:]...) // buf goes back to the pool
+		c.queue.pushPartial(rest, rest)
 	}
+	c.notifyAnswered()
 	if !c.queue.isEmpty() {
 		c.startWriteLoop()
 		return
@@ -399,7 +489,7 @@ func (c *Conn) writeLoop() {
 			c.mu.Unlock()
 			return
 		}
-		frames := net.Buffers(c.queue.take())
+		frames := c.queue.take()
 		if !c.ending {
 			_ = c.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 		}
@@ -408,9 +498,10 @@ func (c *Conn) writeLoop() {
 		for _, f := range frames {
 			size += len(f)
 		}
-		err := c.write(frames)
+		err := c.write(slices.Clone(frames)) // a net.Buffers is consumed
 		c.mu.Lock()
 		c.queue.sent(size)
+		c.notifyAnswered()
 		if err != nil {
 			if c.closeCode == 0 && !c.failed && errors.Is(err, os.ErrDeadlineExceeded) {
 				// The client is too slow even for a close frame. It counts as a
@@ -459,7 +550,23 @@ func (c *Conn) extendWrite() bool {
 func (c *Conn) fail() {
 	c.ending, c.failed = true, true
 	c.queue.clear()
+	c.notifyAnswered()
 	_ = c.Conn.SetDeadline(time.Now())
+}
+
+// notifyAnswered wakes the caller of Answered when the last answer has left. Caller
+// holds mu.
+func (c *Conn) notifyAnswered() {
+	if c.answered != nil && c.answerLeft() {
+		close(c.answered)
+		c.answered = nil
+	}
+}
+
+// answerLeft reports whether the last answer to a read is written, or dropped. Caller
+// holds mu.
+func (c *Conn) answerLeft() bool {
+	return c.ending || c.sentBytes.Load()-int64(c.queue.bytes) >= c.lastAnswer
 }
 
 // notifyFlushed wakes the callers of Flushed and of Close. Caller holds mu.

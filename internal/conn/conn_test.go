@@ -25,7 +25,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // tcpPair returns a Conn over real TCP with small buffers, its client, and the
 // count of queued bytes.
-func tcpPair(t *testing.T, limit int) (*Conn, *net.TCPConn, *atomic.Int64) {
+func tcpPair(t *testing.T, limit int) (*Conn, *net.TCPConn, *Budget) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -43,8 +43,8 @@ func tcpPair(t *testing.T, limit int) (*Conn, *net.TCPConn, *atomic.Int64) {
 	t.Cleanup(func() { client.Close(); server.Close() })
 	_ = client.(*net.TCPConn).SetReadBuffer(32 << 10)
 	_ = server.(*net.TCPConn).SetWriteBuffer(16 << 10)
-	queued, tick := new(atomic.Int64), new(atomic.Int64)
-	return New(server, nil, Options{QueueBytes: limit, TotalQueued: queued, Tick: tick}), client.(*net.TCPConn), queued
+	queued, tick := NewBudget(1<<40), new(atomic.Int64)
+	return New(server, nil, Options{QueueBytes: limit, Budget: queued, Tick: tick}), client.(*net.TCPConn), queued
 }
 
 // parseFrames splits a stream into the opcodes and payloads of its frames. It fails
@@ -109,8 +109,8 @@ func TestSlowClientsGetWholeFramesThen4208(t *testing.T) {
 				t.Fatalf("a frame with the first byte %x among the messages", op)
 			}
 		}
-		if queued.Load() != 0 {
-			t.Fatalf("%d bytes are still counted as queued", queued.Load())
+		if queued.Queued() != 0 {
+			t.Fatalf("%d bytes are still counted as queued", queued.Queued())
 		}
 	}
 }
@@ -121,8 +121,8 @@ func TestTheSendQueueIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 1 << 20
 		client, server := net.Pipe()
-		queued := new(atomic.Int64)
-		c := New(server, nil, Options{QueueBytes: limit, TotalQueued: queued, Tick: new(atomic.Int64)})
+		queued := NewBudget(1 << 40)
+		c := New(server, nil, Options{QueueBytes: limit, Budget: queued, Tick: new(atomic.Int64)})
 		f := bigMessage(1, 1000)
 		accepted := 0
 		for c.Queue(f) {
@@ -134,7 +134,7 @@ func TestTheSendQueueIsBounded(t *testing.T) {
 		if code, ours := c.CloseStatus(); code != protocol.CloseSlow || !ours {
 			t.Errorf("closed with %d, want 4208", code)
 		}
-		if got := queued.Load(); got > 100 {
+		if got := queued.Queued(); got > 100 {
 			t.Errorf("%d bytes are still counted, want those of the close frame", got)
 		}
 		_ = client.Close()
@@ -177,8 +177,8 @@ func TestASlowReaderGetsEverythingInOrder(t *testing.T) {
 	if len(ops) != 3*each {
 		t.Errorf("%d frames, want %d", len(ops), 3*each)
 	}
-	if queued.Load() != 0 {
-		t.Errorf("%d bytes are still counted as queued", queued.Load())
+	if queued.Queued() != 0 {
+		t.Errorf("%d bytes are still counted as queued", queued.Queued())
 	}
 }
 
@@ -244,8 +244,8 @@ func TestAnAbortedConnectionEndsAtOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				socket := &stalledSocket{delivered: make(chan struct{})}
-				queued := new(atomic.Int64)
-				c := New(socket, nil, Options{QueueBytes: 1 << 20, TotalQueued: queued, Tick: new(atomic.Int64)})
+				queued := NewBudget(1 << 40)
+				c := New(socket, nil, Options{QueueBytes: 1 << 20, Budget: queued, Tick: new(atomic.Int64)})
 				c.Send(bigMessage(1, maxWrite)) // each frame is a write of its own
 				c.Send(bigMessage(2, maxWrite))
 				synctest.Wait()
@@ -263,8 +263,8 @@ func TestAnAbortedConnectionEndsAtOnce(t *testing.T) {
 				if code, ours := c.CloseStatus(); code != 0 || ours {
 					t.Errorf("closed with %d, by the service: %v; want an end without a close frame", code, ours)
 				}
-				if c.Send(bigMessage(3, 10)) || queued.Load() != 0 || socket.writes.Load() != 1 {
-					t.Errorf("an aborted connection writes: %d writes, %d bytes queued", socket.writes.Load(), queued.Load())
+				if c.Send(bigMessage(3, 10)) || queued.Queued() != 0 || socket.writes.Load() != 1 {
+					t.Errorf("an aborted connection writes: %d writes, %d bytes queued", socket.writes.Load(), queued.Queued())
 				}
 			})
 		})
@@ -318,7 +318,7 @@ func TestBytesThatMoveCountAsLife(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				link, tick := &slowLink{perSecond: tt.perSecond, last: tt.last}, new(atomic.Int64)
-				c := New(link, nil, Options{QueueBytes: 1 << 20, TotalQueued: new(atomic.Int64), Tick: tick})
+				c := New(link, nil, Options{QueueBytes: 1 << 20, Budget: NewBudget(1 << 40), Tick: tick})
 				f := bigMessage(1, page)
 				c.Send(f)
 				for ended := false; !ended; {
@@ -377,7 +377,7 @@ func TestAFailedFlushLeavesNothingCounted(t *testing.T) {
 	for c.Queue(bigMessage(1, 100)) && c.Queue(bigMessage(2, 100)) {
 		c.Flush()
 	}
-	if got := queued.Load(); got != 0 {
+	if got := queued.Queued(); got != 0 {
 		t.Errorf("%d bytes are still counted as queued", got)
 	}
 	_ = c.Close()
@@ -398,7 +398,7 @@ func BenchmarkSend(b *testing.B) {
 		b.Fatal(err)
 	}
 	go func() { _, _ = io.Copy(io.Discard, client) }()
-	c := New(server, nil, Options{QueueBytes: 1 << 30, TotalQueued: new(atomic.Int64), Tick: new(atomic.Int64)})
+	c := New(server, nil, Options{QueueBytes: 1 << 30, Budget: NewBudget(1 << 40), Tick: new(atomic.Int64)})
 	f := bigMessage(1, 126)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -7,12 +7,23 @@ import "net"
 // init makes tryWrite possible on a TCP connection.
 func (w *directWriter) init(inner net.Conn) {
 	if tcp, ok := inner.(*net.TCPConn); ok {
-		w.raw, _ = tcp.SyscallConn() // an error leaves it nil
+		if w.raw, _ = tcp.SyscallConn(); w.raw != nil { // nil after an error
+			limitBuffers(w.raw)
+		}
 	}
 	w.attempt = func(fd uintptr) bool {
 		w.n, w.err = sendNow(fd, w.buf)
 		return true // done: do not wait until the socket is writable
 	}
+}
+
+// taken returns how many bytes the client has acknowledged; known is false where the system
+// does not say.
+func (w *directWriter) taken() (n uint64, known bool) {
+	if w.raw != nil {
+		_ = w.raw.Control(func(fd uintptr) { n, known = ackedBytes(fd) }) // an error leaves false
+	}
+	return n, known
 }
 
 // unacked returns how many bytes the socket has accepted and the client has not

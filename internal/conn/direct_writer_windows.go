@@ -6,5 +6,8 @@ import "net"
 // overlapped I/O on Windows, which has no write that never blocks.
 func (w *directWriter) init(net.Conn) {}
 
+// taken is not known here.
+func (w *directWriter) taken() (uint64, bool) { return 0, false }
+
 // unacked is not known here.
 func (w *directWriter) unacked() int { return 0 }

@@ -13,15 +13,18 @@ type pongScanner struct {
 	head [14]byte
 	have uint8
 	left uint64 // payload bytes of the frame that were not read yet
-	// frames counts the headers.
-	frames int
-	body   [8]byte // of a pong of eight bytes
+	// frames counts the headers, extras those of control frames and fragments.
+	frames, extras int
+	body           [8]byte // of a pong of eight bytes
 }
 
 const (
-	opcodePong = 0xA
-	maskedBit  = 0x80
-	pongBytes  = 8
+	opcodeText   = 0x1
+	opcodeBinary = 0x2
+	opcodePong   = 0xA
+	finalBit     = 0x80
+	maskedBit    = 0x80
+	pongBytes    = 8
 )
 
 // scan scans p and calls found with the counter of each pong that ends in it.
@@ -82,6 +85,9 @@ func (s *pongScanner) header() bool {
 	}
 	s.left = size
 	s.frames++
+	if s.head[0]&finalBit == 0 || s.head[0]&0xF != opcodeText && s.head[0]&0xF != opcodeBinary {
+		s.extras++
+	}
 	return true
 }
 

@@ -19,7 +19,8 @@ var (
 // served. The caller is the reader, or nothing has been read yet.
 func (sock *socket) setIdentity(identity auth.Identity) {
 	sock.identity = identity
-	sock.client = sock.server.cfg.Hub.NewClient(sock.conn, identity.User)
+	sock.reader = readerOf(identity.User, sock.network)
+	sock.client = sock.server.cfg.Hub.NewClient(sock.conn, identity.User, sock.reader)
 	secret, resumed := sock.attachSession(sock.handshake, identity.User)
 	sock.handshake = protocol.Handshake{} // secrets are not kept longer than they are needed
 	sock.identified.Store(true)
@@ -33,7 +34,7 @@ func (sock *socket) setIdentity(identity auth.Identity) {
 // one carries a fresh token of the same user. ends means that the connection is
 // being closed.
 func (sock *socket) authenticate(r *protocol.Request) (ends bool, err error) {
-	identity, err := sock.server.auth.verify(context.Background(), r.Token)
+	identity, err := sock.server.auth.verify(context.Background(), sock.network, r.Token)
 	if !sock.identified.Load() {
 		return sock.authenticateFirst(r, identity, err)
 	}
@@ -57,11 +58,16 @@ func (sock *socket) authenticate(r *protocol.Request) (ends bool, err error) {
 func (sock *socket) authenticateFirst(r *protocol.Request, identity auth.Identity, err error) (ends bool, _ error) {
 	s := sock.server
 	code := protocol.CloseUnauthorized
+	if err != nil && protocol.ErrorFor(err).Code != protocol.CodeUnauthorized {
+		return false, err // the token was not checked: the client may send it again
+	}
+	if err == nil {
+		if err = s.auth.checkConnects(identity.User); err != nil {
+			code = protocol.CloseTooManyConnections
+		}
+	}
 	if err == nil {
 		code, _, err = s.auth.admitUser(identity.User, sock.admission)
-	}
-	if err != nil && protocol.ErrorFor(err).Code == protocol.CodeUnavailable && code == protocol.CloseUnauthorized {
-		return false, err // the token could not be checked: the client may send it again
 	}
 	if err != nil {
 		sock.sendError(r, err)

@@ -20,8 +20,10 @@ type adminAPI struct {
 }
 
 // routes returns the routes for operators on the host: drain, log level and
-// profiles.
-func (a *adminAPI) routes(g *guard) http.Handler {
+// profiles. No proxy is trusted here: an X-Forwarded-Host from one on loopback would
+// hide the name that a page has made resolve to this machine.
+func (a *adminAPI) routes() http.Handler {
+	g := &guard{respond: a.respond}
 	r := chi.NewRouter()
 	r.Use(g.withCallerInfo, a.respond.recoverPanics, g.adminOnly)
 	r.NotFound(a.respond.adapt(func(http.ResponseWriter, *http.Request) error { return errNotFound }))

@@ -47,7 +47,10 @@ type api struct {
 	keys        apiKeys
 	keyLimiter  *ratelimit.Keyed // by API key
 	readLimiter *ratelimit.Keyed // by user
+	userLimits  UserLimits       // nil: none
 	maxFrame    int
+	memory      *Memory
+	answers     *httpAnswers
 	now         func() time.Duration
 	cors        cors
 }
@@ -58,7 +61,8 @@ func newAPI(s *Server) *api {
 		keys:        hashKeys(s.cfg.APIKeys),
 		keyLimiter:  ratelimit.NewKeyed(ratelimit.PerSecond(s.cfg.Rates.API)),
 		readLimiter: ratelimit.NewKeyed(ratelimit.PerSecond(s.cfg.Rates.History)),
-		maxFrame:    s.cfg.MaxFrame, now: s.cfg.now, cors: cors{ingress.NewOrigins(s.cfg.AllowedOrigins)},
+		userLimits:  s.cfg.UserLimits,
+		maxFrame:    s.cfg.MaxFrame, memory: s.memory, answers: &s.answers, now: s.cfg.now, cors: cors{ingress.NewOrigins(s.cfg.AllowedOrigins)},
 	}
 }
 
@@ -67,7 +71,7 @@ func (a *api) routes(r chi.Router) {
 	const messages = "/rooms/{room}/messages"
 	r.With(a.cors.expose).Options(messages, a.respond.adapt(a.cors.preflight))
 	r.With(a.cors.expose, a.requireReader).Get(messages, a.respond.adapt(a.history))
-	r = r.With(a.requireKey)
+	r = r.With(a.requireKey, a.bodyMemory)
 	r.Post("/messages", a.respond.adapt(a.publishBatch))
 	r.Get("/rooms", a.respond.adapt(a.listRooms))
 	r.Post(messages, a.respond.adapt(a.publish))
@@ -115,7 +119,7 @@ func (a *api) requireReader(next http.Handler) http.Handler {
 			}
 			return err
 		}
-		identity, err := a.auth.verify(r.Context(), credential)
+		identity, err := a.auth.verify(r.Context(), callerOf(r).Network, credential)
 		if e := protocol.ErrorFor(err); err != nil && e.Code == protocol.CodeUnauthorized {
 			return &protocol.Error{Code: e.Code, Message: "give one of API_KEYS, or a token that may read: " + e.Message}
 		} else if err != nil {
@@ -124,6 +128,12 @@ func (a *api) requireReader(next http.Handler) http.Handler {
 		callerOf(r).user = identity.User
 		if wait := a.readLimiter.Take(identity.User, a.now(), 1); wait > 0 {
 			return rateLimited("too many calls a second of this user; see RATE_HISTORY", wait)
+		}
+		callerOf(r).reader = readerOf(identity.User, callerOf(r).Network)
+		if a.userLimits != nil {
+			if wait := a.userLimits.AllowRead(callerOf(r).reader); wait > 0 {
+				return rateLimited("too many reads a second, or too many bytes, of this user on all its connections; see RATE_USER_HISTORY", wait)
+			}
 		}
 		if a.auth.banned(identity.User) {
 			return errBanned
@@ -284,12 +294,24 @@ func (a *api) history(w http.ResponseWriter, r *http.Request) error {
 		q.Before = message.Seq(before)
 	}
 	q.Limit = int(limit)
-	page, err := a.hub.History(r.Context(), q)
+	reader := callerOf(r).reader
+	end, err := a.answers.begin(reader)
 	if err != nil {
-		return fmt.Errorf("%w: %w", message.ErrUnavailable, err)
+		return err
 	}
+	defer end()
+	page, done, err := a.hub.History(r.Context(), callerOf(r).readerKey(), q)
+	if err != nil {
+		return err
+	}
+	defer done()
+	defer a.answers.send(w)()
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	_, _ = w.Write(protocol.HistoryBody(room, &page)) // an error means that the caller is gone
+	body := protocol.HistoryBody(room, &page)
+	if reader != "" && a.userLimits != nil {
+		a.userLimits.ChargeRead(reader, len(body))
+	}
+	_, _ = w.Write(body) // an error means that the caller is gone
 	return nil
 }

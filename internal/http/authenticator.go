@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"switchyard/internal/admission"
 	"switchyard/internal/auth"
 	"switchyard/internal/message"
 	"switchyard/internal/protocol"
+	"switchyard/internal/ratelimit"
 )
 
 // A Verifier turns a token into an identity. Its errors contain no part of the
@@ -23,8 +25,12 @@ type Verifier interface {
 
 // An authenticator says whom a token belongs to, and whether that user may connect.
 type authenticator struct {
-	verifier   Verifier
-	bans       Bans
+	verifier Verifier
+	bans     Bans
+	failures *failureLimit
+	// connects limits how often a user may connect, by user; see connectLimit.
+	connects   *ratelimit.Keyed
+	now        func() time.Duration
 	queryToken bool // a token may be in the query
 }
 
@@ -59,11 +65,18 @@ func (a *authenticator) readHandshake(r *http.Request) (protocol.Handshake, erro
 	return o, nil
 }
 
-// verify calls Verify with a timeout. The client sees its error.
-func (a *authenticator) verify(ctx context.Context, token string) (auth.Identity, error) {
+// verify calls Verify with a timeout, for a client of this network. The client sees its
+// error.
+func (a *authenticator) verify(ctx context.Context, network netip.Prefix, token string) (auth.Identity, error) {
+	if wait := a.failures.wait(network); wait > 0 {
+		return auth.Identity{}, rateLimited("too many tokens with a wrong signature came from this address", wait)
+	}
 	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 	defer cancel()
 	identity, err := a.verifier.Verify(ctx, token)
+	if errors.Is(err, auth.ErrSignature) {
+		a.failures.record(network)
+	}
 	switch {
 	case errors.Is(err, auth.ErrUnavailable):
 		return identity, &protocol.Error{Code: protocol.CodeUnavailable, Message: err.Error(), RetryAfter: message.RetryAfter}
@@ -79,6 +92,7 @@ const (
 	resultUnauthorized  = "unauthorized"
 	resultRemoved       = "removed"
 	resultTooManyOfUser = "too_many_user"
+	resultRateLimited   = "rate_limited"
 )
 
 // A clientIdentity is what a handshake says about its client.
@@ -93,7 +107,7 @@ type clientIdentity struct {
 // authenticateHandshake determines the identity behind a handshake, and assigns the
 // admission slot to its user or marks it for rejection. It returns an error if the
 // handshake must be refused over HTTP.
-func (a *authenticator) authenticateHandshake(ctx context.Context, o protocol.Handshake, slot *admission.Slot) (clientIdentity, error) {
+func (a *authenticator) authenticateHandshake(ctx context.Context, network netip.Prefix, o protocol.Handshake, slot *admission.Slot) (clientIdentity, error) {
 	if slot.CloseCode() != 0 {
 		return clientIdentity{}, nil
 	}
@@ -101,18 +115,33 @@ func (a *authenticator) authenticateHandshake(ctx context.Context, o protocol.Ha
 		identity, open := a.verifier.Anonymous()
 		return clientIdentity{identity: identity, known: open}, nil
 	}
-	identity, err := a.verify(ctx, o.Token)
+	identity, err := a.verify(ctx, network, o.Token)
 	if err != nil {
-		if e := protocol.ErrorFor(err); e.Code == protocol.CodeUnavailable {
+		if e := protocol.ErrorFor(err); e.Code != protocol.CodeUnauthorized {
 			return clientIdentity{}, e // not a refusal: the client retries with the same token
 		}
 		return clientIdentity{rejection: err.Error()}, slot.RejectOrError(protocol.CloseUnauthorized, resultUnauthorized, err)
+	}
+	if err := a.checkConnects(identity.User); err != nil {
+		return clientIdentity{identity: identity}, err
 	}
 	code, result, err := a.admitUser(identity.User, slot)
 	if err != nil {
 		return clientIdentity{identity: identity, rejection: err.Error()}, slot.RejectOrError(code, result, err)
 	}
 	return clientIdentity{identity: identity, known: true}, nil
+}
+
+// checkConnects counts a connection of a user, or returns the error that the user connects
+// too often.
+func (a *authenticator) checkConnects(user string) error {
+	if user == "" {
+		return nil
+	}
+	if wait := a.connects.Take(user, a.now(), 1); wait > 0 {
+		return rateLimited("this user connects too often", wait)
+	}
+	return nil
 }
 
 // admitUser assigns the slot to a user, unless the user is banned or has too many

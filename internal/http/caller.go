@@ -16,6 +16,16 @@ type caller struct {
 	// key is the name of the API key of the request, user the user of its token; ""
 	// for none.
 	key, user string
+	// reader is the name by which its reads are counted; "" for an API key.
+	reader string
+}
+
+// readerKey returns the key by which the caller takes turns with others.
+func (c *caller) readerKey() any {
+	if c.reader == "" {
+		return "k:" + c.key
+	}
+	return c.reader
 }
 
 type callerKey struct{}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -29,8 +30,8 @@ const acceptLogEvery = 10 * time.Second
 // reservedTimeout bounds the wait for a request on the descriptor in reserve.
 const reservedTimeout = time.Second
 
-// A connectionBudget is how many connections of each kind may be open at a time.
-type connectionBudget struct {
+// A connectionShares is how many connections of each kind may be open at a time.
+type connectionShares struct {
 	webSockets int
 	rejecting  int // WebSockets that are accepted only to be closed
 	plain      int // connections that are no WebSocket
@@ -38,14 +39,14 @@ type connectionBudget struct {
 
 // divide divides descriptors among the kinds of connections. WebSockets get as many
 // as are wanted if an eighth, up to maxOtherShare, is left for the others.
-func divide(descriptors, wanted, rejecting int) connectionBudget {
+func divide(descriptors, wanted, rejecting int) connectionShares {
 	others := rejecting + admission.MaxHTTPConns
 	if descriptors <= 0 || descriptors-wanted >= others { // 0: unlimited
-		return connectionBudget{wanted, rejecting, admission.MaxHTTPConns}
+		return connectionShares{wanted, rejecting, admission.MaxHTTPConns}
 	}
 	others = max(descriptors-wanted, min(descriptors/8, maxOtherShare), 8)
 	rejecting = min(rejecting, others/4)
-	return connectionBudget{max(1, min(wanted, descriptors-others)), rejecting, others - rejecting}
+	return connectionShares{max(1, min(wanted, descriptors-others)), rejecting, others - rejecting}
 }
 
 // A listener accepts connections as long as there is a descriptor, and then, with
@@ -139,7 +140,8 @@ func (c *reservedConn) Close() error {
 	return err
 }
 
-// reservedKey is the key of the context of requests that arrive on a reservedConn.
+// reservedKey is the key of the context of requests that arrive on a connection in
+// reserve: on the last descriptor, or beyond a bound on connections.
 type reservedKey struct{}
 
 // SetReadDeadline implements net.Conn. Others wait for the descriptor.
@@ -150,25 +152,36 @@ func (c *reservedConn) SetReadDeadline(t time.Time) error {
 	return c.Conn.SetReadDeadline(t)
 }
 
-// markReserved is the ConnContext of a server.
-func markReserved(ctx context.Context, c net.Conn) context.Context {
-	if _, reserved := c.(*reservedConn); reserved {
-		return context.WithValue(ctx, reservedKey{}, true)
+// countConns makes a server count its connections, and let them in as they are served.
+func countConns(server *http.Server, conns *admission.HTTPConns) {
+	gate := admission.NewAcceptGate(max(1, runtime.GOMAXPROCS(0)-1)) // one processor is left for the open ones
+	server.ConnState = func(c net.Conn, state http.ConnState) {
+		gate.OnStateChange(c, state)
+		conns.OnStateChange(c, state)
 	}
-	return ctx
+	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		gate.Enter(c)
+		onlyProbes := conns.Accepted(c)
+		if _, reserved := c.(*reservedConn); reserved || onlyProbes {
+			return context.WithValue(ctx, reservedKey{}, true)
+		}
+		return ctx
+	}
 }
 
-// errNoDescriptor refuses what is no probe while no descriptor is left.
-var errNoDescriptor = &protocol.Error{Code: protocol.CodeUnavailable, Message: "this node has no descriptor left for a connection"}
+// errNoConnection refuses what is no probe on a connection in reserve.
+var errNoConnection = &protocol.Error{
+	Code: protocol.CodeUnavailable, Message: "this node can't serve another connection at the moment", RetryAfter: time.Second,
+}
 
-// onlyProbes answers requests that arrive on the descriptor in reserve only if they
-// are probes, and ends their connection.
+// onlyProbes answers requests that arrive on a connection in reserve only if they are
+// probes, and ends the connection.
 func (re *responder) onlyProbes(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Context().Value(reservedKey{}) != nil {
 			w.Header().Set("Connection", "close")
 			if path := r.URL.Path; path != "/healthz" && path != "/readyz" && path != "/metrics" {
-				re.refuse(w, r, errNoDescriptor)
+				re.refuse(w, r, errNoConnection)
 				return
 			}
 		}

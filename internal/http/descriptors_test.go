@@ -1,32 +1,86 @@
 package http
 
 import (
+	"bufio"
+	"errors"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"switchyard/internal/admission"
+	"switchyard/internal/testkit"
 )
 
 func TestDescriptorsAreDivided(t *testing.T) {
 	for name, tt := range map[string]struct {
 		descriptors, wanted int
-		want                connectionBudget
+		want                connectionShares
 	}{
-		"no limit":                  {0, 15000, connectionBudget{15000, admission.MaxRejecting, admission.MaxHTTPConns}},
-		"enough":                    {65000, 15000, connectionBudget{15000, admission.MaxRejecting, admission.MaxHTTPConns}},
-		"the documented 1,000 less": {15870, 15000, connectionBudget{15000, 217, 653}},
-		"an eighth for the others":  {1000, 15000, connectionBudget{875, 31, 94}},
-		"at most 512 of them":       {10000, 15000, connectionBudget{9488, 128, 384}},
-		"few":                       {64, 15000, connectionBudget{56, 2, 6}},
-		"nearly none":               {4, 15000, connectionBudget{1, 2, 6}},
+		"no limit":                  {0, 15000, connectionShares{15000, admission.MaxRejecting, admission.MaxHTTPConns}},
+		"enough":                    {65000, 15000, connectionShares{15000, admission.MaxRejecting, admission.MaxHTTPConns}},
+		"the documented 1,000 less": {15870, 15000, connectionShares{15000, 217, 653}},
+		"an eighth for the others":  {1000, 15000, connectionShares{875, 31, 94}},
+		"at most 512 of them":       {10000, 15000, connectionShares{9488, 128, 384}},
+		"few":                       {64, 15000, connectionShares{56, 2, 6}},
+		"nearly none":               {4, 15000, connectionShares{1, 2, 6}},
 	} {
 		got := divide(tt.descriptors, tt.wanted, admission.MaxRejecting)
 		if got != tt.want {
 			t.Errorf("%s: %+v, want %+v", name, got, tt.want)
+		}
+	}
+}
+
+// openRequest sends the begin of a request and returns its connection.
+func (n *node) openRequest(lines string) (net.Conn, *bufio.Reader) {
+	n.t.Helper()
+	c, err := net.Dial("tcp", n.addr)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(testkit.Timeout))
+	if _, err := io.WriteString(c, lines); err != nil {
+		n.t.Fatal(err)
+	}
+	return c, bufio.NewReader(c)
+}
+
+// However many connections are held open, by whomever, a user's request is answered, and
+// where each of them has a request a probe is.
+func TestConnectionsThatAreHeldOpenLockNobodyOut(t *testing.T) {
+	n := startNode(t, func(c *Config) { c.Descriptors = 512 }) // 48 for plain connections, of them 6 in reserve
+	const host = "Host: 127.0.0.1\r\n"
+	var idle []*bufio.Reader
+	for range 100 {
+		_, r := n.openRequest("GET /healthz HTTP/1.1\r\n" + host + "\r\n")
+		res, err := http.ReadResponse(r, nil)
+		if err != nil || res.StatusCode != http.StatusOK {
+			t.Fatalf("a request beside idle connections: %v %v", res, err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		idle = append(idle, r)
+	}
+	if _, err := idle[0].ReadByte(); !errors.Is(err, io.EOF) {
+		t.Errorf("the connection that was idle longest: %v, want it closed", err)
+	}
+	for range 42 {
+		n.openRequest("POST /v1/rooms/a/messages HTTP/1.1\r\n" + host + "Authorization: Bearer " + testKey + "\r\nContent-Length: 10\r\n\r\n")
+	}
+	testkit.Eventually(t, "each connection to have a request", func() bool {
+		status, body := n.rawGet("/", host)
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "can't serve another connection")
+	})
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		if status, body := n.rawGet(path, host); status != http.StatusOK {
+			t.Errorf("%s: %d %.100s", path, status, body)
 		}
 	}
 }

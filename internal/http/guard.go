@@ -78,13 +78,17 @@ func (g *guard) adminOnly(next http.Handler) http.Handler {
 // internalOnly answers 404 to requests from outside: those with a header of a
 // proxy, and those from a public address. Proxies should not route this path at
 // all. This is for a proxy that does, and for a port that is published past all
-// proxies.
+// proxies. A name with a dot, which a page may have made resolve to this service, counts
+// only if ALLOWED_HOSTS lists it.
 func (g *guard) internalOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !ingress.IsInternal(r, &callerOf(r).Sender) {
+		switch c := callerOf(r); {
+		case !ingress.IsInternal(r, &c.Sender):
 			g.respond.refuse(w, r, errNotFound)
-			return
+		case !ingress.IsAddressOrSingleLabel(c.Host) && !g.hosts.List(c.Host):
+			g.respond.refuse(w, r, errUnknownHost)
+		default:
+			next.ServeHTTP(w, r)
 		}
-		next.ServeHTTP(w, r)
 	})
 }

@@ -100,9 +100,27 @@ func TestProbesMayUseAnAddressOrALocalName(t *testing.T) {
 	}
 }
 
+// Without ALLOWED_HOSTS a page can make a name of its own resolve to this service. It must
+// not read metrics by it.
+func TestMetricsAreReadByAnAddressOrALocalNameOnly(t *testing.T) {
+	n := startNode(t, nil)
+	for lines, want := range map[string]int{
+		"Host: 127.0.0.1:8000\r\n": 200, "Host: switchyard-blue-1:8000\r\n": 200, "Host: [::1]\r\n": 200,
+		"Host: evil.example\r\n": 421, "Host: localhost.\r\n": 421,
+		"Host: 127.0.0.1\r\nVia: 1.1 proxy\r\n": 404, "Host: 127.0.0.1\r\nX-Forwarded-Port:\r\n": 404,
+	} {
+		if got, body := n.rawGet("/metrics", lines); got != want {
+			t.Errorf("%q: %d %.100s, want %d", lines, got, body, want)
+		}
+	}
+	if got, _ := n.rawGet("/healthz", "Host: evil.example\r\n"); got != 200 {
+		t.Errorf("a probe by any name: %d", got)
+	}
+}
+
 // A page in a browser on the operator's machine can reach loopback, too.
 func TestTheAdminListenerRefusesBrowserPages(t *testing.T) {
-	n := startNode(t, nil)
+	n := startNode(t, trustLoopback)
 	n.addr = n.admin
 	for _, tt := range []struct {
 		name, lines string
@@ -118,6 +136,8 @@ func TestTheAdminListenerRefusesBrowserPages(t *testing.T) {
 		{"a page of another port", "Host: 127.0.0.1:8001\r\nSec-Fetch-Site: same-site\r\n", 403},
 		{"a page whose name resolves to loopback", "Host: evil.example:8001\r\nOrigin: http://evil.example:8001\r\n", 421},
 		{"the same without an origin", "Host: evil.example\r\n", 421},
+		{"the same through a trusted proxy's header", "Host: evil.example\r\nX-Forwarded-Host: 127.0.0.1\r\n", 421},
+		{"the same with Forwarded", "Host: evil.example\r\nForwarded: host=127.0.0.1\r\n", 421},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n.t = t

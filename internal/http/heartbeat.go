@@ -3,14 +3,16 @@ package http
 import (
 	"time"
 
+	"switchyard/internal/conn"
 	"switchyard/internal/protocol"
 	"switchyard/internal/wheel"
 )
 
 // heartbeatLoop sends heartbeats until s.stop closes. A heartbeat is the JSON frame, for
 // programs, and a protocol ping, which every client must answer (RFC 6455 §5.5.2).
-// The loop closes clients that sent no byte for two periods, and clients that take
-// longer than that for one frame, because the frame's buffer is held so long.
+// The loop closes clients that sent no byte for two periods, clients that take longer
+// than that for one frame, because the frame's buffer is held so long, and clients
+// that take nothing of what waits in the socket, whatever they send.
 func (s *Server) heartbeatLoop(period time.Duration) {
 	tick := time.NewTicker(period / wheel.SlotCount)
 	defer tick.Stop()
@@ -23,9 +25,12 @@ func (s *Server) heartbeatLoop(period time.Duration) {
 			n := s.tick.Add(1)
 			frame := append(protocol.Heartbeat(now), protocol.PingFrame(uint64(n))...)
 			s.openSockets.EachAt(n, func(sock *socket) {
-				if sock.isSilent(n) {
+				switch {
+				case sock.isSilent(n):
 					sock.conn.CloseWith(protocol.CloseNoPong)
-				} else {
+				case sock.conn.IsStuck():
+					sock.conn.CloseSlow(conn.CloseTimeout)
+				default:
 					sock.knownSession().PingSent(uint64(n))
 					sock.conn.Send(frame)
 				}

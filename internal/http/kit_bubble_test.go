@@ -26,7 +26,7 @@ func inBubble(t *testing.T, f func(t *testing.T)) {
 
 // dialRaw opens a connection to one of the node's addresses.
 func (n *node) dialRaw(addr string) (net.Conn, error) {
-	if l := n.memory[addr]; l != nil {
+	if l := n.pipes[addr]; l != nil {
 		return l.Dial(context.Background(), "tcp", addr)
 	}
 	return net.Dial("tcp", addr)

@@ -23,6 +23,7 @@ import (
 
 	"switchyard/internal/auth"
 	"switchyard/internal/broker"
+	"switchyard/internal/conn"
 	"switchyard/internal/hub"
 	"switchyard/internal/message"
 	"switchyard/internal/sharedstate"
@@ -64,7 +65,7 @@ type node struct {
 	mu    sync.Mutex
 	state []Component
 
-	memory map[string]*testkit.PipeListener // by address, in a bubble
+	pipes map[string]*testkit.PipeListener // by address, in a bubble
 }
 
 // A faultyLog is the real log until it is given a failure: an error for all calls,
@@ -172,7 +173,7 @@ var emptyLog = sync.OnceValue(func() []byte {
 // startNode starts a node that ends with the test. change may change its settings.
 func startNode(t testing.TB, change func(*Config)) *node {
 	t.Helper()
-	n := &node{t: t, reg: prometheus.NewRegistry(), logs: new(testkit.Logs), memory: map[string]*testkit.PipeListener{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "delivery", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
+	n := &node{t: t, reg: prometheus.NewRegistry(), logs: new(testkit.Logs), pipes: map[string]*testkit.PipeListener{}, state: []Component{{Name: "log", State: "up", Needed: true}, {Name: "delivery", State: "up", Needed: true}, {Name: "broker", State: "up"}}}
 	logger := slog.New(slog.NewJSONHandler(n.logs, nil))
 	path := filepath.Join(t.TempDir(), "log.db")
 	if err := os.WriteFile(path, emptyLog(), 0o600); err != nil {
@@ -189,22 +190,25 @@ func startNode(t testing.TB, change func(*Config)) *node {
 		t.Fatal(err)
 	}
 	n.presence = &observedPresence{Node: shared, log: n.log}
-	n.hub = hub.New(hub.Config{Log: n.log, Feed: l, Batches: n.log, RoomLister: n.log, Broker: b, Presence: n.presence, Logger: logger, Registerer: n.reg})
-	b.Start(n.hub.Receive)
-	l.Start(n.hub.Completed)
 	verifier, err := auth.New(t.Context(), auth.Config{Logger: logger, Registerer: n.reg})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := Config{
 		Verifier: verifier, Bans: shared,
-		Hub: n.hub, Components: n.components, Node: "n1", Color: "blue", Deployment: "d1", Version: "v1",
+		Memory: conn.NewBudget(256 << 20), Components: n.components, Node: "n1", Color: "blue", Deployment: "d1", Version: "v1",
 		APIKeys: map[string]string{"backend": testKey, "other": testKey + "2"},
 		Logger:  logger, LogLevel: new(slog.LevelVar), Registerer: n.reg, Gatherer: n.reg,
 	}
 	if change != nil {
 		change(&cfg)
 	}
+	n.hub = hub.New(hub.Config{
+		Log: n.log, Feed: l, Batches: n.log, RoomLister: n.log, Broker: b, Presence: n.presence, Memory: cfg.Memory, Logger: logger, Registerer: n.reg,
+	})
+	cfg.Hub = n.hub
+	b.Start(n.hub.Receive)
+	l.Start(n.hub.Completed)
 	n.Server = New(cfg)
 	shared.Start(sharedstate.Hooks{Notify: n.handleNodeEvent})
 	n.addr, n.admin = n.listen("127.0.0.1:8000", n.Serve), n.listen("127.0.0.1:8001", n.ServeAdmin)
@@ -242,8 +246,8 @@ func (n *node) listen(memoryAddr string, serve func(net.Listener) error) string 
 	addr := memoryAddr
 	var l net.Listener
 	if _, virtual := bubbles.Load(n.t); virtual {
-		n.memory[addr] = testkit.NewPipeListener()
-		l = n.memory[addr]
+		n.pipes[addr] = testkit.NewPipeListener()
+		l = n.pipes[addr]
 	} else {
 		var err error
 		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {

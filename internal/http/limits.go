@@ -2,6 +2,7 @@ package http
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"switchyard/internal/message"
@@ -9,13 +10,17 @@ import (
 	"switchyard/internal/ratelimit"
 )
 
-// UserLimits limits what each user publishes on all nodes together.
+// UserLimits limits what each user publishes and reads on all nodes together.
 type UserLimits interface {
 	// AllowPublish counts a publish or signal of so many bytes and returns 0, or
 	// counts nothing and returns how long the user must wait. The reader of each
 	// socket calls it for every publish, so it must not block. The counts of other
 	// nodes may be slightly old.
 	AllowPublish(user string, bytes int) (wait time.Duration)
+	// AllowRead counts a read of history or presence of a reader, a user or an
+	// address, likewise. The hub counts its bytes.
+	AllowRead(reader string) (wait time.Duration)
+	ChargeRead(reader string, bytes int)
 }
 
 // Rates are limits per second. The burst is twice the rate. 0 is no limit.
@@ -34,6 +39,8 @@ type Rates struct {
 	API int
 	// UserPublish and UserBytes are what UserLimits allows. Welcomes report it.
 	UserPublish, UserBytes int
+	// UserHistory and UserReadBytes are what UserLimits lets a reader read.
+	UserHistory, UserReadBytes int
 }
 
 // The kinds of limits of a connection. The first ones go on where the session's last
@@ -80,6 +87,9 @@ func (s *Server) remainingLimits(u *rateUsage, user string) *protocol.Limits {
 		limits[ratePublish] = stricter(limits[ratePublish], ratelimit.PerSecond(s.cfg.Rates.UserPublish))
 		limits[rateBytes] = stricter(limits[rateBytes], ratelimit.PerSecond(s.cfg.Rates.UserBytes))
 	}
+	if s.cfg.UserLimits != nil {
+		limits[rateHistory] = stricter(limits[rateHistory], ratelimit.PerSecond(s.cfg.Rates.UserHistory))
+	}
 	states := u.states
 	if u.carried != nil {
 		used := u.carried.used()
@@ -93,6 +103,18 @@ func (s *Server) remainingLimits(u *rateUsage, user string) *protocol.Limits {
 		return &protocol.Limit{PerSecond: l.PerSecond, Burst: l.Burst, Left: states[kind].Left(l, now)}
 	}
 	return &protocol.Limits{Publish: limit(ratePublish), Bytes: limit(rateBytes), Join: limit(rateJoin), History: limit(rateHistory)}
+}
+
+// readerOf returns the name by which the reads of a user are counted, or those of an
+// address for anonymous users; "" if they are not counted.
+func readerOf(user string, network netip.Prefix) string {
+	switch {
+	case user != "":
+		return "u:" + user
+	case network.IsValid():
+		return "a:" + network.String()
+	}
+	return ""
 }
 
 // stricter returns the limit with the lower rate.
@@ -211,6 +233,45 @@ func (sock *socket) checkRates(r *protocol.Request, size int) error {
 	return rateLimited("too many "+limitName+" a second; send it again after retry_after_ms", wait)
 }
 
+// frameUnit is how many bytes of a frame count as one frame more.
+const frameUnit = 16 << 10
+
+// FrameLimit limits the frames of a user, or of the anonymous users of an address, on this
+// node, for the most connections that one may have, 0 for any number. Accepted publishes and
+// signals do not count: they have limits over all nodes. Beyond it frames are read later and
+// not refused, so that a thousand clients behind one address can resume ten rooms each.
+func FrameLimit(connections, maxConnections int) ratelimit.Limit {
+	if connections <= 0 {
+		connections = maxConnections
+	}
+	perSecond := max(200, min(connections, maxConnections)*2/5)
+	return ratelimit.Limit{PerSecond: perSecond, Burst: 25 * perSecond}
+}
+
+// pacedAtOnce is how many frames of a connection are counted at once: to wait after each
+// costs more than to handle it.
+const pacedAtOnce = 16
+
+// pace waits until the reader may send so many frames more, on all its connections together.
+// It belongs to the connection's reader, which reads nothing meanwhile.
+func (sock *socket) pace(frames int) {
+	if sock.reader == "" {
+		return
+	}
+	sock.unpaced += frames
+	if sock.unpaced < pacedAtOnce {
+		return
+	}
+	frames, sock.unpaced = sock.unpaced, 0
+	limits := sock.server.userFrames
+	if sock.identity.User == "" {
+		limits = sock.server.addressFrames
+	}
+	if wait := limits.Reserve(sock.reader, sock.server.cfg.now(), frames); wait > 0 {
+		time.Sleep(wait) // at most as long as all its connections need for a frame each
+	}
+}
+
 // takeRates counts a frame, or returns the name of a limit that does not allow it and
 // how long to wait.
 func (sock *socket) takeRates(r *protocol.Request, size int, now time.Duration) (limitName string, wait time.Duration) {
@@ -224,6 +285,9 @@ func (sock *socket) takeRates(r *protocol.Request, size int, now time.Duration) 
 	}
 	if kind == ratePublish && sock.identity.User != "" && s.cfg.UserLimits != nil {
 		return "publishes or bytes of this user", s.cfg.UserLimits.AllowPublish(sock.identity.User, size)
+	}
+	if kind == rateHistory && s.cfg.UserLimits != nil {
+		return "reads, or bytes of reads, of this user or address", s.cfg.UserLimits.AllowRead(sock.reader)
 	}
 	return "", 0
 }

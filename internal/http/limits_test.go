@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -55,6 +56,57 @@ func TestTooManyConnectionsOfAnAddress(t *testing.T) {
 	if got := n.metric(`websocket_connections_total{result="too_many_address"}`); got != "3" {
 		t.Errorf("counted %q times", got)
 	}
+}
+
+// connectsUntil performs handshakes with these header lines until one is answered with
+// status, and returns how many were not.
+func (n *node) connectsUntil(status int, lines ...string) int {
+	n.t.Helper()
+	for i := range 1000 {
+		if n.handshakeStatus(lines...) == status {
+			return i
+		}
+	}
+	n.t.Fatalf("no handshake was answered with %d", status)
+	return 0
+}
+
+// One address can't take all handshakes that the node accepts.
+func TestAnAddressConnectsAtALimitedRate(t *testing.T) {
+	var clock manualClock
+	n := startNode(t, func(c *Config) { trustLoopback(c); c.MaxPerAddress, c.MaxHandshakeRate, c.now = 30, 100, clock.now })
+	const from = "X-Forwarded-For: 198.51.100.1"
+	if got := n.connectsUntil(http.StatusTooManyRequests, from); got != 60 {
+		t.Errorf("an address connects %d times at once, want twice MAX_CONNECTIONS_PER_IP", got)
+	}
+	if got := n.handshakeStatus("X-Forwarded-For: 198.51.100.2"); got != http.StatusSwitchingProtocols {
+		t.Errorf("its neighbor: %d", got)
+	}
+	clock.advance(time.Second)
+	if got := n.connectsUntil(http.StatusTooManyRequests, from); got != 10 {
+		t.Errorf("an address connects %d times a second, want a tenth of MAX_HANDSHAKE_RATE", got)
+	}
+	if got := n.metric(`websocket_connections_total{result="rate_limited"}`); got != "2" {
+		t.Errorf("%q are counted", got)
+	}
+}
+
+// An address that was quiet for long may connect often at once, and leaves half of what the
+// node allows to others.
+func TestAnAddressLeavesHandshakesToOthers(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n := startNode(t, func(c *Config) { trustLoopback(c); c.MaxPerAddress, c.MaxHandshakeRate = 1000, 100 })
+		if got := n.connectsUntil(http.StatusServiceUnavailable, "X-Forwarded-For: 198.51.100.1"); got < 50 || got > 51 {
+			t.Errorf("an address has %d of 100 handshakes", got)
+		}
+		if got := n.connectsUntil(http.StatusServiceUnavailable, "X-Forwarded-For: 198.51.100.2"); got < 49 {
+			t.Errorf("its neighbor has %d", got)
+		}
+		time.Sleep(time.Second)
+		if got := n.connectsUntil(http.StatusServiceUnavailable, "X-Forwarded-For: 198.51.100.1"); got < 50 || got > 51 {
+			t.Errorf("the address has %d of 100 handshakes a second later", got)
+		}
+	})
 }
 
 // A peer on loopback that is no trusted proxy may stand for any number of clients.
@@ -312,9 +364,9 @@ func TestAThousandIgnoredRefusalsCloseTheConnection(t *testing.T) {
 // bound are counted.
 func TestRefusedHTTPConnectionsAreCounted(t *testing.T) {
 	n := startNode(t, nil)
-	const perAddress = 256
-	for i := range perAddress + 1 {
-		n.public.ConnState(&peerConn{port: i}, http.StateNew)
+	const perAddress, reserved = 256, 16
+	for i := range perAddress + reserved + 1 {
+		n.public.ConnContext(t.Context(), &peerConn{port: i})
 	}
 	if got := n.metric("http_connections_refused_total"); got != "1" {
 		t.Errorf("counted %q", got)
@@ -346,6 +398,63 @@ func TestAReaderIsSlowedAtTwiceTheRates(t *testing.T) {
 		if frames, bytes := tt.rates.readLimits(5); frames != tt.frames || bytes != tt.bytes {
 			t.Errorf("%+v: frames %+v, bytes %+v", tt.rates, frames, bytes)
 		}
+	}
+}
+
+// One user or address can't use up the node with frames that cost little each, on however
+// many connections, be they requests, refused ones, or frames of the protocol below. They are
+// read later, and nobody else waits.
+func TestFramesOfAReaderArePaced(t *testing.T) {
+	leave := testkit.MaskedFrame(0x81, `{"type":"leave","room":"a"}`)
+	for name, tt := range map[string]struct {
+		frame             string
+		ofUser            bool
+		perSecond, atOnce int // docs/limits.md
+	}{
+		"requests":           {leave, false, 400, 10_000},
+		"requests of a user": {leave, true, 200, 5_000},
+		"bad requests":       {testkit.MaskedFrame(0x81, `{"type":"leave"}`), false, 400, 10_000},
+		"refused":            {testkit.MaskedFrame(0x81, `{"type":"signal","room":"a","data":1}`), false, 400, 10_000},
+		"control frames":     {testkit.MaskedFrame(0x8A, "pong"), false, 400, 10_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				change := func(c *Config) {
+					trustLoopback(c)
+					c.Rates.Publish, c.MaxPerUser, c.MaxPerAddress = 1, 100, 1000
+				}
+				n, from, options := (*node)(nil), "X-Forwarded-For: 198.51.100.1", fromAddress("198.51.100.2")
+				if tt.ofUser {
+					n = startKeyedNode(t, "", change)
+					from = "Authorization: Bearer " + tokenOf("ann", time.Hour, everyRoom)
+					options = withToken(tokenOf("bob", time.Hour, everyRoom))
+				} else {
+					n = startNode(t, change)
+				}
+				other := n.dial(options)
+				began := time.Now()
+				const connections = 20
+				var all sync.WaitGroup
+				for range connections {
+					flood := strings.Repeat(tt.frame, (tt.atOnce+5*tt.perSecond)/connections) + testkit.MaskedFrame(0x81, `{"type":"ping"}`)
+					_, r := n.rawHandshake(flood, from)
+					all.Go(func() {
+						for payload := ""; !strings.Contains(payload, `"pong"`); {
+							_, payload = readFrame(t, r)
+						}
+					})
+				}
+				all.Wait()
+				if took := time.Since(began); took < 3*time.Second || took > 6*time.Second { // the last ones are counted later
+					t.Errorf("%d frames were read in %v, want about 5s", tt.atOnce+5*tt.perSecond, took)
+				}
+				began = time.Now()
+				other.send(`{"type":"join","room":"a"}`)
+				if other.until("joined"); time.Since(began) > 0 {
+					t.Errorf("another reader waited %v", time.Since(began))
+				}
+			})
+		})
 	}
 }
 

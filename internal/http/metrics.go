@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"switchyard/internal/conn"
 	"switchyard/internal/protocol"
 )
 
@@ -17,6 +18,7 @@ type metrics struct {
 	received        *prometheus.CounterVec
 	requests        *prometheus.CounterVec
 	requestDuration *prometheus.HistogramVec
+	memoryCloses    prometheus.Counter
 	httpConnMetrics
 }
 
@@ -39,18 +41,26 @@ func newHTTPConnMetrics(f promauto.Factory) httpConnMetrics {
 		}),
 		connectionsLimit: f.NewGauge(prometheus.GaugeOpts{
 			Name: "websocket_connections_limit",
-			Help: "The most open WebSockets: MAX_CONNECTIONS, or fewer if the limit of open files does not allow them.",
+			Help: "The most open WebSockets: MAX_CONNECTIONS, or fewer if the limit of open files or the memory does not allow them.",
 		}),
 	}
 }
 
-func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
+func newMetrics(reg prometheus.Registerer, memory *conn.Budget) *metrics {
 	f := promauto.With(reg)
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "websocket_queue_bytes",
 		Help: "Bytes waiting for clients to read, of all connections.",
-	}, queued)
+	}, func() float64 { return float64(memory.Queued()) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "websocket_queue_memory_bytes",
+		Help: "Memory of the frames that wait for clients to read. A frame that waits for many counts once. QUEUE_TOTAL_BYTES bounds it.",
+	}, func() float64 { return float64(memory.Held()) })
 	return &metrics{
+		memoryCloses: f.NewCounter(prometheus.CounterOpts{
+			Name: "websocket_memory_closes_total",
+			Help: "Clients that were closed for lack of memory (QUEUE_TOTAL_BYTES): with 4208 because much waited for them, with 4103 because a large frame of theirs could not be read.",
+		}),
 		active: f.NewGauge(prometheus.GaugeOpts{
 			Name: "websocket_active_connections",
 			Help: "Open WebSocket connections.",

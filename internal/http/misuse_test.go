@@ -55,7 +55,7 @@ func TestMetricsAreServedInternallyOnly(t *testing.T) {
 // answer.
 func newRecordedRequest(path, peer string, header http.Header) (*http.Request, *httptest.ResponseRecorder) {
 	r := httptest.NewRequest(http.MethodGet, path, nil)
-	r.RemoteAddr = peer
+	r.RemoteAddr, r.Host = peer, "10.0.0.9:8000"
 	for name, values := range header {
 		r.Header[name] = values
 	}

@@ -23,9 +23,10 @@ type handler func(http.ResponseWriter, *http.Request) error
 // A responder answers requests that fail, and counts, logs and audits them in one
 // place.
 type responder struct {
-	log       *slog.Logger
+	log       *refusalLog
 	metrics   *metrics
 	audit     *audit.Log
+	late      *lateRefusals
 	isClosing func() bool // a refusal of a closing node is no limit that was reached
 }
 
@@ -91,7 +92,7 @@ func (re *responder) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p.RequestID = callerOf(r).id
 	level := slog.LevelDebug
 	switch {
-	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity), errors.Is(err, errTooManyOfUser):
+	case errors.Is(err, errHandshakeRate), errors.Is(err, errNoCapacity), errors.Is(err, errTooManyOfUser), errors.Is(err, errNoMemory):
 		// A stranger may cause any number of these. They are in the metrics and in
 		// the audit log, which is bounded.
 	case p.Code == protocol.CodeUnavailable:
@@ -100,8 +101,9 @@ func (re *responder) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		level = slog.LevelError
 	}
 	re.auditRefusal(r, err, &p)
-	re.log.Log(r.Context(), level, "request refused", "method", r.Method, "path", r.URL.Path,
+	re.log.record(r.Context(), level, "request refused", "method", r.Method, "path", r.URL.Path,
 		"status", p.Status, "code", p.Code, "request_id", p.RequestID, "remote", callerOf(r).Addr, "error", err)
+	re.late.wait(r, &p)
 	discardBody(w, r)
 	p.write(w)
 }
@@ -127,7 +129,7 @@ func (re *responder) auditRefusal(r *http.Request, err error, p *problem) {
 		given = callerOf(r).Host
 	case errors.Is(err, errNoAPIKey):
 		event = audit.KeyRefused
-	case errors.Is(err, errHandshakeRate), errors.Is(err, errTooManyOfUser), errors.Is(err, errNoCapacity) && !re.isClosing():
+	case errors.Is(err, errHandshakeRate), errors.Is(err, errTooManyOfUser), errors.Is(err, errNoMemory), errors.Is(err, errNoCapacity) && !re.isClosing():
 		event = audit.LimitReached
 	}
 	if event == "" {

@@ -69,6 +69,9 @@ type Config struct {
 	// QueueBytes bounds the send queue of one connection, in bytes. 1 MiB by
 	// default.
 	QueueBytes int
+	// Memory bounds what waits for all clients together, and what arrives. The hub has the
+	// same. 256 MiB by default.
+	Memory *Memory
 	// MaxConnections bounds the open WebSockets. 15,000 by default.
 	MaxConnections int
 	// Descriptors is how many descriptors connections may use. If they are not
@@ -133,6 +136,9 @@ func (c *Config) defaults() {
 	}
 	orInt(&c.MaxFrame, 64<<10)
 	orInt(&c.QueueBytes, 1<<20)
+	if c.Memory == nil {
+		c.Memory = NewMemory(256 << 20)
+	}
 	orInt(&c.MaxConnections, 15000)
 	orInt(&c.MaxHandshakeRate, 500)
 	orInt(&c.maxRejecting, admission.MaxRejecting)
@@ -186,11 +192,14 @@ type Server struct {
 	audit       *audit.Log
 
 	nextConnection atomic.Uint64 // numbers connections without a session
-	queuedBytes    atomic.Int64
+	memory         *Memory
 	tick           atomic.Int64
 	openSockets    wheel.Slots[*socket] // visited by heartbeatLoop
 	public         *http.Server
 	admin          *http.Server
+	answers        httpAnswers
+	userFrames     *ratelimit.Keyed // by user
+	addressFrames  *ratelimit.Keyed // of anonymous users, by address
 	stop           chan struct{}
 	loops          sync.WaitGroup
 	sessions       *session.Set
@@ -205,36 +214,45 @@ type Server struct {
 // New returns a server whose background loops run. Shutdown stops them.
 func New(cfg Config) *Server {
 	cfg.defaults()
-	budget := divide(cfg.Descriptors, cfg.MaxConnections, cfg.maxRejecting)
+	shares := divide(cfg.Descriptors, cfg.MaxConnections, cfg.maxRejecting)
 	s := &Server{
 		cfg: cfg,
 		log: cfg.Logger.With("component", "http"),
 		admission: admission.NewCounter(admission.Limits{
-			Connections: budget.webSockets, Rejecting: budget.rejecting, PerUser: cfg.MaxPerUser, PerAddress: cfg.MaxPerAddress,
+			Connections: shares.webSockets, Rejecting: shares.rejecting, PerUser: cfg.MaxPerUser, PerAddress: cfg.MaxPerAddress,
 		}),
-		auth:        &authenticator{verifier: cfg.Verifier, bans: cfg.Bans, queryToken: cfg.AuthQueryToken},
-		frameLimits: cfg.Rates.frameRates(cfg.MaxRooms),
-		stop:        make(chan struct{}),
+		auth: &authenticator{
+			verifier: cfg.Verifier, bans: cfg.Bans, failures: newFailureLimit(cfg.now),
+			connects: ratelimit.NewKeyed(connectLimit(cfg.MaxHandshakeRate/50, cfg.MaxPerUser)), now: cfg.now,
+			queryToken: cfg.AuthQueryToken,
+		},
+		frameLimits:   cfg.Rates.frameRates(cfg.MaxRooms),
+		userFrames:    ratelimit.NewKeyed(FrameLimit(cfg.MaxPerUser, cfg.MaxConnections)),
+		addressFrames: ratelimit.NewKeyed(FrameLimit(cfg.MaxPerAddress, cfg.MaxConnections)),
+		stop:          make(chan struct{}),
+		memory:        cfg.Memory,
 	}
 	s.allowances = newAllowances(s.frameLimits)
-	s.metrics = newMetrics(cfg.Registerer, func() float64 { return float64(s.queuedBytes.Load()) })
-	s.metrics.connectionsLimit.Set(float64(budget.webSockets))
-	if budget.webSockets < cfg.MaxConnections {
+	s.metrics = newMetrics(cfg.Registerer, s.memory)
+	s.metrics.connectionsLimit.Set(float64(shares.webSockets))
+	if shares.webSockets < cfg.MaxConnections {
 		s.log.Warn("the limit of open files (ulimit -n) allows fewer connections than MAX_CONNECTIONS; raise it or lower the setting",
-			"max_connections", cfg.MaxConnections, "accepted", budget.webSockets)
+			"max_connections", cfg.MaxConnections, "accepted", shares.webSockets)
 	}
 	s.audit = audit.New(cfg.Audit, cfg.Node, s.log, cfg.Registerer)
 	s.drain = newDrain(s)
 	s.sessions = newSessions(s)
-	s.respond = &responder{log: s.log, metrics: s.metrics, audit: s.audit, isClosing: s.drain.IsClosing}
+	s.respond = &responder{log: newRefusalLog(s.log), metrics: s.metrics, audit: s.audit, late: newLateRefusals(cfg.now), isClosing: s.drain.IsClosing}
 	g := &guard{respond: s.respond, hosts: ingress.NewHosts(cfg.AllowedHosts), proxies: cfg.TrustedProxies}
 	s.public = s.newHTTPServer(s.routes(g))
-	s.public.ConnState = admission.NewHTTPConns(budget.plain, g.proxies.PeerNetwork, s.metrics.httpConnsRefused.Inc).OnStateChange
-	s.admin = s.newHTTPServer((&adminAPI{server: s, respond: s.respond}).routes(g))
+	s.public.RegisterOnShutdown(s.respond.late.close)
+	countConns(s.public, admission.NewHTTPConns(shares.plain, g.proxies.PeerNetwork, s.metrics.httpConnsRefused.Inc))
+	s.admin = s.newHTTPServer((&adminAPI{server: s, respond: s.respond}).routes())
 	s.admin.WriteTimeout = 0 // a CPU profile takes as long as its caller wants
 	s.expiry = wheel.NewDeadlines[*socket](time.Now())
 	s.loops.Go(func() { s.heartbeatLoop(cfg.Heartbeat) })
 	s.loops.Go(s.expiryLoop)
+	s.loops.Go(s.memoryLoop)
 	s.loops.Go(func() { s.sessions.SaveLoop(s.stop) })
 	return s
 }
@@ -242,7 +260,6 @@ func New(cfg Config) *Server {
 func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
-		ConnContext:       markReserved,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
 		WriteTimeout:      requestTimeout,

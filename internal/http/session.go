@@ -36,11 +36,13 @@ func (sock *socket) attachSession(o protocol.Handshake, user string) (secret str
 }
 
 // rejoin joins the rooms of a resumed session from their confirmed positions, as if
-// the client had asked for it.
-func (sock *socket) rejoin() {
+// the client had asked for it. It returns nil.
+func (sock *socket) rejoin() error {
 	for _, p := range sock.session.RoomsToRejoin() {
 		sock.dispatch(&protocol.Request{Type: protocol.TypeJoin, Room: p.Room, Epoch: p.Epoch, After: p.Seq, HasAfter: true})
+		sock.pace(1)
 	}
+	return nil
 }
 
 // knownSession returns the session of the connection, for callers that are not its

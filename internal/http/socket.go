@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
+	"math"
 	"net/http"
 	"net/netip"
 	"sync/atomic"
@@ -37,6 +39,7 @@ type socket struct {
 	requestID string           // of the handshake
 	remote    string
 	network   netip.Prefix // by which the connection is counted; may be invalid
+	reader    string       // by which reads are counted; "" for none
 	started   time.Time
 
 	admission *admission.Slot
@@ -50,6 +53,7 @@ type socket struct {
 	stackGrown     bool // the goroutine has a large stack
 	malformedInRow int
 	usage          rateUsage
+	unpaced        int // frames that pace has not counted yet
 
 	moveReported bool // the client has reported how long its move took
 
@@ -57,7 +61,10 @@ type socket struct {
 	// frameStartTick is the tick at which the frame that is being read began, 0 for
 	// none.
 	frameStartTick atomic.Int64
-	moveRequest    drain.MoveRequest // safe for concurrent use
+	// largeSince is when memory was reserved for the large frame that arrives or is being
+	// handled, in nanoseconds since the connection began; 0 for none.
+	largeSince  atomic.Int64
+	moveRequest drain.MoveRequest // safe for concurrent use
 
 	wheel.Deadline // of the token, or for the first one
 	wheel.Place    // among the server's openSockets
@@ -65,7 +72,11 @@ type socket struct {
 
 func newSocket(s *Server, ws *websocket.Conn, c *conn.Conn, r *http.Request, slot *admission.Slot) *socket {
 	from := callerOf(r)
-	sock := &socket{server: s, ws: ws, conn: c, requestID: from.id, remote: from.Addr.String(), network: from.Network, started: time.Now(), admission: slot}
+	sock := &socket{
+		server: s, ws: ws, conn: c, requestID: from.id, remote: from.Addr.String(), network: from.Network, reader: readerOf("", from.Network),
+		started: time.Now(), admission: slot,
+	}
+	c.OnExtras(sock.pace)
 	return sock
 }
 
@@ -84,7 +95,7 @@ func (sock *socket) Abort() { sock.conn.Abort() }
 // readLoop handles frames until the connection ends. It reads without a deadline:
 // the heartbeat closes silent clients.
 func (sock *socket) readLoop() {
-	sock.rejoin()
+	_ = sock.handle(sock.rejoin) // returns nil
 	sock.readFramesLoop()
 }
 
@@ -117,8 +128,19 @@ func (sock *socket) readFrame() error {
 	buf := conn.GetBuffer()
 	defer conn.PutBuffer(buf)
 	sock.frameStartTick.Store(max(1, sock.server.tick.Load()))
-	if err := readAll(r, buf); err != nil {
+	large, err := readUpTo(r, buf, smallFrame)
+	if err != nil {
 		return err
+	}
+	if large {
+		if err := sock.reserveFrame(); err != nil {
+			sock.conn.CloseWith(protocol.CloseTooManyConnections)
+			return errClosedByUs
+		}
+		defer sock.freeFrame()
+		if _, err := readUpTo(r, buf, math.MaxInt); err != nil {
+			return err
+		}
 	}
 	sock.frameStartTick.Store(0)
 	if !utf8.Valid(*buf) {
@@ -129,35 +151,41 @@ func (sock *socket) readFrame() error {
 	if code, ours := sock.conn.CloseStatus(); code != 0 && ours {
 		return errClosedByUs // frames after our close frame are ignored
 	}
-	// A reader that waits for the log reads nothing meanwhile. The client must not
-	// count as silent.
+	return sock.handle(func() error { return sock.handleFrame(*buf) })
+}
+
+// handle calls f, which may wait while nothing is read. The client does not count as silent
+// meanwhile.
+func (sock *socket) handle(f func() error) error {
 	sock.handling.Store(true)
 	defer func() {
 		sock.conn.MarkRead()
 		sock.handling.Store(false)
 	}()
-	return sock.handleFrame(*buf)
+	return f()
 }
 
 var errClosedByUs = errors.New("closed by the service")
 
-// readAll reads to the end into *buf. The library's read limit bounds it.
-func readAll(r io.Reader, buf *[]byte) error {
+// readUpTo reads to the end, or until *buf has n bytes, into *buf; more reports whether
+// the end is still to come. The library's read limit bounds what is read.
+func readUpTo(r io.Reader, buf *[]byte, n int) (more bool, err error) {
 	b := *buf
-	for {
+	defer func() { *buf = b }()
+	for len(b) < n {
 		if len(b) == cap(b) {
 			b = append(b, 0)[:len(b)]
 		}
-		n, err := r.Read(b[len(b):cap(b)])
-		b = b[:len(b)+n]
-		*buf = b
+		read, err := r.Read(b[len(b):min(cap(b), n)])
+		b = b[:len(b)+read]
 		if errors.Is(err, io.EOF) {
-			return nil
+			return false, nil
 		}
 		if err != nil {
-			return err
+			return false, err
 		}
 	}
+	return true, nil
 }
 
 // handleFrame handles one frame, and answers errors. It returns an error if the
@@ -165,6 +193,12 @@ func readAll(r io.Reader, buf *[]byte) error {
 func (sock *socket) handleFrame(frame []byte) error {
 	sock.framesReceived++
 	r, err := protocol.Decode(frame)
+	counts := err != nil || rateKind(r.Type) != ratePublish
+	defer func() {
+		if counts {
+			sock.pace(1 + len(frame)/frameUnit)
+		}
+	}()
 	if protocol.IsMalformed(err) {
 		sock.server.metrics.received.WithLabelValues("other").Inc()
 		sock.malformedInRow++
@@ -178,6 +212,7 @@ func (sock *socket) handleFrame(frame []byte) error {
 	sock.malformedInRow = 0
 	sock.server.metrics.countReceived(r.Type)
 	if err := sock.checkRates(&r, len(frame)); err != nil {
+		counts = true
 		sock.sendError(&r, err)
 		if sock.usage.ignoresRefusals() {
 			sock.conn.CloseWith(protocol.CloseRateLimited)
@@ -236,8 +271,7 @@ func (sock *socket) handleAuth(r *protocol.Request) error {
 	if ends {
 		return errClosedByUs
 	}
-	sock.rejoin() // the rooms of a session that this frame resumed
-	return nil
+	return sock.rejoin() // the rooms of a session that this frame resumed
 }
 
 func (sock *socket) sendError(r *protocol.Request, err error) {
@@ -248,7 +282,7 @@ func (sock *socket) sendError(r *protocol.Request, err error) {
 	}
 	sock.server.cfg.Hub.CountError(kind)
 	if e.Code == protocol.CodeInternal {
-		sock.server.log.Error("request failed", "type", r.Type, "request_id", sock.requestID, "error", err)
+		sock.server.respond.log.record(context.Background(), slog.LevelError, "request failed", "type", r.Type, "request_id", sock.requestID, "error", err)
 	}
 	if event := refusalEvents[kind]; event != "" {
 		sock.server.audit.Record(&audit.Line{

@@ -48,9 +48,15 @@ func (sock *socket) end(err error) {
 	}
 	took := time.Since(sock.started)
 	s.metrics.lifetime.Observe(took.Seconds())
-	s.log.LogAttrs(context.Background(), slog.LevelInfo, "connection ended",
-		slog.Int("code", int(code)), slog.String("reason", reason), slog.String("remote", sock.remote), slog.String("request_id", sock.requestID),
-		slog.Duration("duration", took), slog.Int("frames_in", sock.framesReceived), slog.Int64("bytes_out", sock.conn.SentBytes()))
+	line := []any{
+		"code", int(code), "reason", reason, "remote", sock.remote, "request_id", sock.requestID,
+		"duration", took, "frames_in", sock.framesReceived, "bytes_out", sock.conn.SentBytes(),
+	}
+	if sock.client == nil { // nobody was let in
+		s.respond.log.record(context.Background(), slog.LevelInfo, "connection ended", line...)
+	} else {
+		s.log.Info("connection ended", line...)
+	}
 	sock.admission.Release(sock)
 }
 

@@ -208,8 +208,8 @@ func TestASlowClientIsClosedAndNobodyWaitsForIt(t *testing.T) {
 	defer cancel()
 	data := `"` + strings.Repeat("x", 32<<10) + `"`
 	peak := int64(0)
-	for sent := 1; peak < 300<<10 || n.queuedBytes.Load() > peak/2; sent++ { // until the queue is dropped
-		peak = max(peak, n.queuedBytes.Load())
+	for sent := 1; peak < 300<<10 || n.memory.Queued() > peak/2; sent++ { // until the queue is dropped
+		peak = max(peak, n.memory.Queued())
 		if _, err := n.hub.Publish(ctx, draft("a", data)); err != nil {
 			t.Fatal(err)
 		}

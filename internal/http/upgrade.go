@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"switchyard/internal/conn"
 	"switchyard/internal/ingress"
 	"switchyard/internal/protocol"
+	"switchyard/internal/ratelimit"
 )
 
 // The buffers of the websocket library, instead of the 4+4 KiB of net/http. 512
@@ -96,7 +98,7 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	s := h.server
 	frames, bytesRead := s.cfg.Rates.readLimits(s.cfg.MaxRooms)
 	h.conn = conn.New(c, slices.Clone(preread), conn.Options{
-		QueueBytes: s.cfg.QueueBytes, TotalQueued: &s.queuedBytes, Tick: &s.tick, Frames: frames, Bytes: bytesRead,
+		QueueBytes: s.cfg.QueueBytes, Budget: s.memory, Tick: &s.tick, Frames: frames, Bytes: bytesRead,
 	})
 	answer := bytes.NewBufferString("HTTP/1.1 101 Switching Protocols\r\n")
 	_ = h.Header().Write(answer) // never fails
@@ -108,12 +110,24 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	), nil
 }
 
+// connectLimit returns how often a user or an address may connect: twice as often at once
+// as it may have connections, so that all can move to this node two times in a row, and
+// then perSecond. Where its connections are not limited, neither is this.
+func connectLimit(perSecond, connections int) ratelimit.Limit {
+	if connections <= 0 {
+		return ratelimit.Limit{}
+	}
+	perSecond = max(1, perSecond)
+	return ratelimit.Limit{PerSecond: perSecond, Burst: 2 * max(connections, perSecond)}
+}
+
 // An upgrader turns requests into WebSockets.
 type upgrader struct {
-	server  *Server
-	respond *responder
-	origins ingress.Origins
-	limiter *rate.Limiter // of handshakes
+	server   *Server
+	respond  *responder
+	origins  ingress.Origins
+	limiter  *rate.Limiter    // of handshakes
+	connects *ratelimit.Keyed // limits how often an address may connect
 	// takesClients reports whether the drain lets a handshake in.
 	takesClients func() bool
 }
@@ -122,6 +136,7 @@ func newUpgrader(s *Server) *upgrader {
 	return &upgrader{
 		server: s, respond: s.respond, origins: ingress.NewOrigins(s.cfg.AllowedOrigins),
 		limiter:      rate.NewLimiter(rate.Limit(s.cfg.MaxHandshakeRate), s.cfg.MaxHandshakeRate),
+		connects:     ratelimit.NewKeyed(connectLimit(s.cfg.MaxHandshakeRate/10, s.cfg.MaxPerAddress)),
 		takesClients: s.drain.TakesClients,
 	}
 }
@@ -131,8 +146,7 @@ func newUpgrader(s *Server) *upgrader {
 func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 	s, started := u.server, time.Now()
 	if from := &callerOf(r).Sender; !u.origins.Allow(r, from) {
-		s.metrics.connections.WithLabelValues("origin").Inc()
-		u.respond.refuse(w, r, &detailedError{errOrigin, ingress.Compared(r, from)})
+		u.refuse(w, r, "origin", &detailedError{errOrigin, ingress.Compared(r, from)})
 		return
 	}
 	handshake, err := s.auth.readHandshake(r)
@@ -140,31 +154,30 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 		err = errNoSubprotocol
 	}
 	if err != nil {
-		s.metrics.connections.WithLabelValues("handshake").Inc()
-		u.respond.refuse(w, r, err)
+		u.refuse(w, r, "handshake", err)
 		return
 	}
-	if !u.limiter.Allow() {
-		s.metrics.connections.WithLabelValues("too_fast").Inc()
-		s.handshakesRefused.count.Add(1)
-		u.respond.refuse(w, r, errHandshakeRate)
+	if result, err := u.checkRates(callerOf(r).Network); err != nil {
+		u.refuse(w, r, result, err)
 		return
 	}
 	slot := u.admit(callerOf(r))
 	if slot == nil {
-		s.metrics.connections.WithLabelValues("refused").Inc()
-		u.respond.refuse(w, r, errNoCapacity)
+		u.refuse(w, r, "refused", errNoCapacity)
 		return
 	}
-	client, err := s.auth.authenticateHandshake(r.Context(), handshake, slot)
+	client, err := s.auth.authenticateHandshake(r.Context(), callerOf(r).Network, handshake, slot)
 	if err != nil {
 		slot.Release(nil)
 		result := "refused"
-		if errors.Is(err, errTooManyOfUser) {
+		callerOf(r).user = client.identity.User
+		switch {
+		case errors.Is(err, errTooManyOfUser):
 			result = resultTooManyOfUser
+		case protocol.ErrorFor(err).Code == protocol.CodeRateLimited:
+			result = resultRateLimited
 		}
-		s.metrics.connections.WithLabelValues(result).Inc()
-		u.respond.refuse(w, r, err)
+		u.refuse(w, r, result, err)
 		return
 	}
 	sock := u.accept(w, r, slot)
@@ -184,6 +197,39 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	s.metrics.handshake.Observe(time.Since(started).Seconds())
 	go sock.readLoop()
+}
+
+// refuse counts and answers a handshake that is refused over HTTP.
+func (u *upgrader) refuse(w http.ResponseWriter, r *http.Request, result string, err error) {
+	u.server.metrics.connections.WithLabelValues(result).Inc()
+	u.respond.refuse(w, r, err)
+}
+
+// checkRates counts a handshake of an address, or returns why the node takes none now.
+func (u *upgrader) checkRates(network netip.Prefix) (result string, err error) {
+	if network.IsValid() {
+		if wait := u.connects.Take(network.String(), u.server.cfg.now(), 1); wait > 0 {
+			return resultRateLimited, rateLimited("this address connects too often", wait)
+		}
+	}
+	if !u.allow(network) {
+		u.server.handshakesRefused.count.Add(1)
+		return "too_fast", errHandshakeRate
+	}
+	if u.server.memory.IsSpent() {
+		return "no_memory", errNoMemory
+	}
+	return "", nil
+}
+
+// allow counts a handshake of an address and returns true, unless there are too many. An
+// address that has connected often lately leaves half of what is allowed at once to others.
+func (u *upgrader) allow(network netip.Prefix) bool {
+	half := u.server.cfg.MaxHandshakeRate / 2
+	if network.IsValid() && u.connects.Used(network.String()).Events(u.connects.Limit(), u.server.cfg.now()) > half && u.limiter.Tokens() < float64(half) {
+		return false
+	}
+	return u.limiter.Allow()
 }
 
 // offersOnlyOthers reports whether a handshake offers subprotocols, and not ours.

@@ -3,8 +3,11 @@ package http
 import (
 	"context"
 	"errors"
+	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,6 +16,7 @@ import (
 
 	"switchyard/internal/admission"
 	"switchyard/internal/protocol"
+	"switchyard/internal/ratelimit"
 	"switchyard/internal/testkit"
 )
 
@@ -39,6 +43,45 @@ func TestTooManyConnectionsOfAUser(t *testing.T) {
 	pending.until("joined")
 }
 
+// One user can't take all handshakes, from however many addresses.
+func TestAUserConnectsAtALimitedRate(t *testing.T) {
+	var clock manualClock
+	n := startKeyedNode(t, "", func(c *Config) { c.MaxPerUser, c.MaxHandshakeRate, c.now = 20, 250, clock.now })
+	ann, bob := tokenOf("ann", time.Hour, everyRoom), tokenOf("bob", time.Hour, everyRoom)
+	connect := func(token string) int {
+		return n.handshakeStatus("Authorization: Bearer " + token)
+	}
+	connects := func() (n int) {
+		for status := connect(ann); status != http.StatusTooManyRequests; status = connect(ann) {
+			if n++; status != http.StatusSwitchingProtocols {
+				t.Fatalf("a handshake: %d", status)
+			}
+		}
+		return n
+	}
+	if got := connects(); got != 40 {
+		t.Errorf("a user connects %d times at once, want twice MAX_CONNECTIONS_PER_USER", got)
+	}
+	if got := connect(bob); got != http.StatusSwitchingProtocols {
+		t.Errorf("another user: %d", got)
+	}
+	clock.advance(time.Second)
+	if got := connects(); got != 5 {
+		t.Errorf("a user connects %d times a second, want a fiftieth of MAX_HANDSHAKE_RATE", got)
+	}
+	if got := n.metric(`websocket_connections_total{result="rate_limited"}`); got != "2" {
+		t.Errorf("%q are counted", got)
+	}
+	b := n.open(nil)
+	b.send(`{"type":"auth","token":"%s"}`, ann)
+	if got := b.until("error"); got["code"] != "rate_limited" {
+		t.Errorf("by a frame: %v", got)
+	}
+	if got := b.closed(); got != 4103 {
+		t.Errorf("by a frame: closed with %d", got)
+	}
+}
+
 // A user that comes by an auth frame is counted as well.
 func TestTooManyConnectionsOfAUserByFrame(t *testing.T) {
 	n := startKeyedNode(t, "", func(c *Config) { c.MaxPerUser = 1 })
@@ -62,7 +105,7 @@ func TestTooManyConnectionsOfAUserByFrame(t *testing.T) {
 // A user whose connections over the limit are so many that they are refused over HTTP is not
 // counted as a fault of the service, either.
 func TestTooManyConnectionsOfAUserOverHTTP(t *testing.T) {
-	u := &authenticator{bans: noBans{}}
+	u := &authenticator{bans: noBans{}, connects: ratelimit.NewKeyed(ratelimit.Limit{}), now: func() time.Duration { return 0 }}
 	c := admission.NewCounter(admission.Limits{Connections: 3, PerUser: 1})
 	if _, _, err := u.admitUser("ann", c.Admit(netip.Prefix{})); err != nil {
 		t.Fatal(err)
@@ -118,8 +161,58 @@ func TestPublishesCountAgainstTheUsersLimit(t *testing.T) {
 	}
 }
 
+// The reads of a user count against one limit, over the socket and over HTTP, and those of
+// anonymous clients by their address.
+func TestReadsCountAgainstTheLimitOfTheirReader(t *testing.T) {
+	l := &fakeLimits{}
+	n := startKeyedNode(t, "*:rw", func(c *Config) { trustLoopback(c); c.UserLimits = l })
+	ann := tokenOf("ann", time.Hour, everyRoom)
+	b, anonymous := n.dial(withToken(ann)), n.dial(fromAddress("198.51.100.7"))
+	read := `{"type":"history","ref":"h","room":"a"}`
+	b.send("%s", read)
+	b.until("history")
+	anonymous.send("%s", read)
+	anonymous.until("history")
+	if res, body := n.call("GET", "/v1/rooms/a/messages", ann, ""); res.StatusCode != 200 {
+		t.Fatalf("%s %s", res.Status, body)
+	}
+	n.call("GET", "/v1/rooms/a/messages", testKey, "") // an API key has its own rate
+	if got, want := l.readers(), []string{"u:ann", "a:198.51.100.7/32", "u:ann"}; !slices.Equal(got, want) {
+		t.Errorf("reads were counted for %q, want %q", got, want)
+	}
+	l.wait.Store(int64(1500 * time.Millisecond))
+	for _, c := range []*browser{b, anonymous} {
+		c.send("%s", read)
+		if got := c.until("error"); got["code"] != "rate_limited" || got["retry_after_ms"] != 1500.0 || got["ref"] != "h" {
+			t.Errorf("%v", got)
+		}
+	}
+	if res, body := n.call("GET", "/v1/rooms/a/messages", ann, ""); res.StatusCode != 429 || res.Header.Get("Retry-After") != "2" {
+		t.Errorf("over HTTP: %s %s", res.Status, body)
+	}
+}
+
 // fakeLimits returns wait for every publish of ann's, and counts the calls.
-type fakeLimits struct{ wait, calls atomic.Int64 }
+type fakeLimits struct {
+	wait, calls atomic.Int64
+	mu          sync.Mutex
+	reads       []string
+}
+
+func (l *fakeLimits) AllowRead(reader string) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reads = append(l.reads, reader)
+	return time.Duration(l.wait.Load())
+}
+
+func (l *fakeLimits) ChargeRead(string, int) {}
+
+func (l *fakeLimits) readers() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.reads)
+}
 
 func (l *fakeLimits) AllowPublish(user string, bytes int) time.Duration {
 	if user != "ann" || bytes == 0 {

@@ -18,10 +18,12 @@ import (
 // A callbackOutlet accepts everything and calls onSend each time.
 type callbackOutlet struct{ onSend func() }
 
-func (o callbackOutlet) Send(protocol.Frame) bool      { o.onSend(); return true }
-func (o callbackOutlet) Queue(f protocol.Frame) bool   { return o.Send(f) }
-func (o callbackOutlet) Flush()                        {}
-func (o callbackOutlet) Flushed(context.Context) error { return nil }
+func (o callbackOutlet) Send(protocol.Frame) bool         { o.onSend(); return true }
+func (o callbackOutlet) Queue(f protocol.Frame) bool      { return o.Send(f) }
+func (o callbackOutlet) Flush()                           {}
+func (o callbackOutlet) Flushed(context.Context) error    { return nil }
+func (o callbackOutlet) SendAnswer(f protocol.Frame) bool { return o.Send(f) }
+func (o callbackOutlet) Answered(context.Context) error   { return nil }
 
 // newBenchHub returns a hub whose log answers at once, so that a benchmark
 // measures the hub.
@@ -45,7 +47,7 @@ func newBenchHub(b *testing.B) (*Hub, *modelLog) {
 // joinAfter joins a room after a seq; live is called when the client is live.
 func joinAfter(b *testing.B, h *Hub, r message.Room, after message.Seq, o Outlet, live func()) *Client {
 	b.Helper()
-	c := h.NewClient(o, "")
+	c := h.NewClient(o, "", "")
 	c.WhenLive(1, live)
 	q := protocol.Request{Type: protocol.TypeJoin, Room: r, HasAfter: true, After: after, Epoch: "e1"}
 	if err := c.Handle(context.Background(), &q); err != nil {
@@ -139,6 +141,44 @@ func BenchmarkResume(b *testing.B) {
 				b.StartTimer()
 			}
 			b.ReportMetric(float64(members*bb.missed*b.N)/b.Elapsed().Seconds(), "messages/s")
+		})
+	}
+}
+
+// BenchmarkMemoryOfARoom measures what a room takes that one client is in, and what each
+// further client in it does: see TopicBytes and MemberBytes.
+func BenchmarkMemoryOfARoom(b *testing.B) {
+	const clients, rooms = 20, 1000
+	for name, ownRooms := range map[string]bool{"bytes/room": true, "bytes/member": false} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				h, _ := newBenchHub(b)
+				kept := make([]*Client, clients)
+				var before, after runtime.MemStats
+				runtime.GC()
+				runtime.ReadMemStats(&before)
+				for i := range kept {
+					kept[i] = h.NewClient(callbackOutlet{func() {}}, "ada", "")
+					live := make(chan struct{})
+					kept[i].WhenLive(rooms, func() { close(live) })
+					for j := range rooms {
+						room := j
+						if ownRooms {
+							room += i * rooms
+						}
+						if err := kept[i].Handle(b.Context(), &protocol.Request{Type: protocol.TypeJoin, Room: testRoom(room)}); err != nil {
+							b.Fatal(err)
+						}
+					}
+					<-live
+				}
+				runtime.GC()
+				runtime.ReadMemStats(&after)
+				b.ReportMetric(float64(after.HeapInuse+after.StackInuse-before.HeapInuse-before.StackInuse)/clients/rooms, name)
+				for _, c := range kept {
+					c.Close(true)
+				}
+			}
 		})
 	}
 }

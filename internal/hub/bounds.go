@@ -1,6 +1,9 @@
 package hub
 
-import "sync/atomic"
+import (
+	"math"
+	"sync/atomic"
+)
 
 // bounds limit what a topic keeps and reads, in frames and bytes. Beyond them
 // it relies on the log. They are fields and not constants so that tests can
@@ -21,12 +24,18 @@ type bounds struct {
 	ringBudget        int64
 	pageBudget        int64 // pages on their way to members, or kept for the next
 	minBytes          int
+
+	roomBytes int64 // of all rooms and memberships; beyond it joins are refused
 }
 
-// defaultBounds returns the bounds of the service. A room of small messages
-// fills its ring with about 60 KiB, so 4,000 such rooms fit into the budget of
-// rings.
-func defaultBounds() bounds {
+// defaultBounds returns the bounds of a node with this much memory, 0 for no bound. A room
+// of small messages fills its ring with about 60 KiB, so 3,000 such rooms fit into three
+// quarters of the budget of rings of a node with 2 GiB.
+func defaultBounds(memory int64) bounds {
+	if memory <= 0 {
+		memory = math.MaxInt64
+	}
+	share := func(most, part int64) int64 { return min(most, memory/part) }
 	return bounds{
 		inboxBytes:        512 << 10,
 		reorderFrames:     512,
@@ -35,11 +44,18 @@ func defaultBounds() bounds {
 		ringBytes:         256 << 10,
 		pageFrames:        200,
 		pageBytes:         256 << 10,
-		undeliveredBudget: 64 << 20, // inboxes and reorder buffers
-		ringBudget:        256 << 20,
-		pageBudget:        64 << 20, // pages that are being sent or cached
+		undeliveredBudget: share(64<<20, 32), // inboxes and reorder buffers
+		ringBudget:        share(256<<20, 8),
+		pageBudget:        share(64<<20, 32), // pages that are being sent or cached
 		minBytes:          8 << 10,
+		roomBytes:         share(math.MaxInt64, 8),
 	}
+}
+
+// MemoryShare returns how much of a node's memory the hub uses at most, in bytes.
+func MemoryShare(memory int64) int64 {
+	b := defaultBounds(memory)
+	return b.undeliveredBudget + b.ringBudget + b.pageBudget + b.roomBytes
 }
 
 // memoryUsage counts the bytes that the budgets limit. Code that keeps a frame
@@ -63,10 +79,15 @@ func (h *Hub) reorderLimit() int {
 	return budgetedLimit(&h.memory.undelivered, b.undeliveredBudget, b.reorderBytes, b.minBytes)
 }
 
-// ringLimit returns the same for a ring.
+// ringLimit returns the same for a ring, from three quarters of the budget on, and 0 over
+// all of it: there are more rooms than the least of each has place for.
 func (h *Hub) ringLimit() int {
 	b := &h.cfg.bounds
-	return budgetedLimit(&h.memory.rings, b.ringBudget, b.ringBytes, b.minBytes)
+	least := b.minBytes
+	if h.memory.rings.Load() > b.ringBudget {
+		least = 0
+	}
+	return budgetedLimit(&h.memory.rings, b.ringBudget/4*3, b.ringBytes, least)
 }
 
 // pageLimit returns how many bytes of data one shared page may have now.

@@ -58,7 +58,7 @@ func newCanary(h *Hub, node string) *canary {
 		broker:   canaryPath{name: "broker"},
 		received: make(chan struct{}, 1),
 	}
-	c.client = h.NewClient(c, "")
+	c.client = h.NewClient(c, "", "")
 	now := time.Now().UnixMicro()
 	c.local.newestSentAt.Store(now)
 	c.broker.newestSentAt.Store(now)
@@ -154,6 +154,12 @@ func (c *canary) Flush() {}
 
 // Flushed implements Outlet.
 func (c *canary) Flushed(context.Context) error { return nil }
+
+// SendAnswer implements Outlet.
+func (c *canary) SendAnswer(f protocol.Frame) bool { return c.Send(f) }
+
+// Answered implements Outlet.
+func (c *canary) Answered(context.Context) error { return nil }
 
 // A DeliveryStatus is the state of the canary.
 type DeliveryStatus struct {

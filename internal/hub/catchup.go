@@ -28,6 +28,9 @@ type catchUpTask struct {
 func (t *catchUpTask) run() bool {
 	m := t.member
 	tp, out := m.topic, m.client.out
+	if !t.fromNow && !m.awaitReadAllowance() {
+		return false
+	}
 	tp.mu.Lock()
 	done := m.goLive(&t.catchUpProgress)
 	tp.mu.Unlock()
@@ -43,6 +46,7 @@ func (t *catchUpTask) run() bool {
 		return t.retry(err)
 	}
 	t.backoff = 0
+	m.client.chargeRead(len(page.body))
 	// The page counts towards the budget until it has left the outlet, so that
 	// pages held by slow clients are counted.
 	done = !tp.sendPage(m, &t.catchUpProgress, page)
@@ -53,6 +57,50 @@ func (t *catchUpTask) run() bool {
 	}
 	tp.repairAndWait(&t.catchUpProgress)
 	return true
+}
+
+// The waits of awaitReadAllowance are not shorter, since thousands of clients of one reader
+// may wait, and not longer, so that one whose client has gone ends.
+const minAllowanceWait, maxAllowanceWait = 250 * time.Millisecond, time.Second
+
+// awaitReadAllowance waits until what was read for the client's user is paid, so that a
+// user who resumes more than the rate allows is served at that rate, and refused nothing.
+// It returns false if the member is gone or the hub closes.
+func (m *member) awaitReadAllowance() bool {
+	readers, reader := m.client.hub.cfg.Readers, m.client.reader
+	if readers == nil || reader == "" {
+		return true
+	}
+	for {
+		wait := readers.ReadDebt(reader)
+		if wait <= 0 {
+			return true
+		}
+		if m.isGone() || !m.client.hub.sleep(min(max(wait, minAllowanceWait), maxAllowanceWait)) {
+			return false
+		}
+	}
+}
+
+func (m *member) isGone() bool {
+	m.topic.mu.Lock()
+	defer m.topic.mu.Unlock()
+	return m.state == memberGone
+}
+
+// chargeRead counts bytes that were read for the client.
+func (c *Client) chargeRead(bytes int) {
+	if c.hub.cfg.Readers != nil && c.reader != "" {
+		c.hub.cfg.Readers.ChargeRead(c.reader, bytes)
+	}
+}
+
+func (c *Client) chargeFrames(frames []protocol.Frame) {
+	size := 0
+	for _, f := range frames {
+		size += len(f)
+	}
+	c.chargeRead(size)
 }
 
 // retry handles a failed read. It refuses the joins that were not answered yet:

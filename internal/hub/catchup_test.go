@@ -6,6 +6,7 @@ import (
 	"math"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -136,7 +137,7 @@ func TestJoinAndLeaveInALoopUsesBoundedGoroutines(t *testing.T) {
 func TestHistoryIsBounded(t *testing.T) {
 	const messages, size = 200, 256 << 10 // docs/limits.md
 	synctest.Test(t, func(t *testing.T) {
-		sim := newSimulation(defaultBounds(), 1, 0, 0)
+		sim := newSimulation(defaultBounds(0), 1, 0, 0)
 		defer sim.close()
 		sim.log.commit("small", 2*messages, 1)
 		sim.log.commit("large", 3, size/2)
@@ -146,7 +147,7 @@ func TestHistoryIsBounded(t *testing.T) {
 			limit int
 			want  int
 		}{{"small", 7, 7}, {"small", 0, messages}, {"small", messages + 1, messages}, {"large", 0, 2}, {"huge", 0, 1}} {
-			page, err := sim.nodes[0].History(t.Context(), message.Range{Room: tt.room, Limit: tt.limit, MaxBytes: math.MaxInt32})
+			page, _, err := sim.nodes[0].History(t.Context(), "u:ada", message.Range{Room: tt.room, Limit: tt.limit, MaxBytes: math.MaxInt32})
 			if err != nil || len(page.Messages) != tt.want || !page.More {
 				t.Errorf("%s with limit %d: got %d messages, more %v, %v; want %d and more", tt.room, tt.limit, len(page.Messages), page.More, err, tt.want)
 			}
@@ -180,7 +181,7 @@ func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
 	const frames, size = 512, 512 << 10 // docs/limits.md
 	var b reorderBuffer
 	put := func(seq message.Seq, frame []byte) bool {
-		bounds := defaultBounds()
+		bounds := defaultBounds(0)
 		return b.put(&roomFrame{seq: seq, epoch: "e", frame: frame}, bounds.reorderFrames, bounds.reorderBytes)
 	}
 	for seq := message.Seq(1); seq <= 2*frames; seq++ {
@@ -224,7 +225,7 @@ func TestTheReorderBufferIsBoundedAndPruned(t *testing.T) {
 func TestAllRingsShareAMemoryBudget(t *testing.T) {
 	f := newFixture(t, 1)
 	h := f.nodes[0]
-	const budget, least = 256 << 20, 8 << 10 // docs/limits.md and DESIGN.md
+	const budget, ample, least = 256 << 20, 192 << 20, 8 << 10 // docs/limits.md and DESIGN.md
 	top := newTopic(h, "r")
 	top.completeOpen(&message.Page{Epoch: "e1"})
 	fill := func(from, n int) {
@@ -237,18 +238,22 @@ func TestAllRingsShareAMemoryBudget(t *testing.T) {
 	if got := h.memory.rings.Load(); got != size {
 		t.Errorf("%d bytes counted, want %d", got, size)
 	}
-	h.memory.rings.Add(budget - size)
-	fill(51, 1) // the budget is used up, not exceeded
+	h.memory.rings.Add(ample - size)
+	fill(51, 1) // as much is used as every ring may have its whole size of
 	if top.ring.len() != 51 {
 		t.Errorf("within the budget a ring holds %d frames, want 51", top.ring.len())
 	}
 	fill(52, 1)
 	if top.ring.bytes > least || top.ring.len() == 0 {
-		t.Errorf("over the budget a ring holds %d bytes, want at most %d and at least one frame", top.ring.bytes, least)
+		t.Errorf("over three quarters of the budget a ring holds %d bytes, want at most %d and at least one frame", top.ring.bytes, least)
+	}
+	h.memory.rings.Add(budget - ample + size)
+	if fill(53, 1); top.ring.len() != 0 {
+		t.Errorf("over the budget a ring holds %d frames", top.ring.len())
 	}
 	top.close()
-	if got := h.memory.rings.Load(); got != budget-size {
-		t.Errorf("%d bytes are still counted", got-(budget-size))
+	if got := h.memory.rings.Load(); got != budget {
+		t.Errorf("%d bytes are still counted", got-budget)
 	}
 }
 
@@ -264,7 +269,7 @@ func TestJoinsAreRefusedTogetherWhenTheLogFails(t *testing.T) {
 		c.waitAllAt(5)
 		c.logView().set(func() { c.logView().delay = time.Minute })
 		o := &recordingOutlet{}
-		client := c.sim.nodes[0].NewClient(o, "")
+		client := c.sim.nodes[0].NewClient(o, "", "")
 		defer client.Close(true)
 		for i := range rooms {
 			c.join(client, testRoom(i), 0)
@@ -283,6 +288,18 @@ func (o *recordingOutlet) refused() int {
 	n := 0
 	for _, f := range o.frames {
 		if f["type"] == "error" && f["code"] == "unavailable" {
+			n++
+		}
+	}
+	return n
+}
+
+// count returns the number of frames of a type.
+func (o *recordingOutlet) count(kind string) (n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, f := range o.frames {
+		if f["type"] == kind {
 			n++
 		}
 	}
@@ -310,7 +327,7 @@ func TestOnlyTheRoomThatCannotBeReadIsRefused(t *testing.T) {
 		c.waitAllAt(5)
 		c.sim.nodes[0].cfg.Log = viewWithHole{c.logView()}
 		o := &recordingOutlet{}
-		client := c.sim.nodes[0].NewClient(o, "")
+		client := c.sim.nodes[0].NewClient(o, "", "")
 		defer client.Close(true)
 		for i := range rooms {
 			c.join(client, testRoom(i), 0)
@@ -318,6 +335,70 @@ func TestOnlyTheRoomThatCannotBeReadIsRefused(t *testing.T) {
 		time.Sleep(time.Second)
 		if got := o.refused(); got != 1 || client.RoomCount() != rooms-1 {
 			t.Errorf("%d joins were refused, want 1, and the client is in %d rooms", got, client.RoomCount())
+		}
+	})
+}
+
+// slowReaders let a reader have a thousand bytes a second, and ten thousand at once.
+type slowReaders struct {
+	mu    sync.Mutex
+	since time.Time
+	paid  time.Duration // after since
+	total int
+}
+
+func (r *slowReaders) ReadDebt(reader string) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if reader != "u:ada" {
+		return time.Hour
+	}
+	return max(0, r.paid-10*time.Second-time.Since(r.since))
+}
+
+func (r *slowReaders) ChargeRead(_ string, bytes int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if passed := time.Since(r.since); r.paid < passed {
+		r.since, r.paid = time.Now(), 0
+	}
+	r.total += bytes
+	r.paid += time.Duration(bytes) * time.Millisecond
+}
+
+// A user who joins rooms from far back, again and again, gets what was missed at the rate
+// of its reads, and is refused nothing.
+func TestAReplayIsPacedByItsReader(t *testing.T) {
+	storm(t, func(c *crowd) {
+		const rooms, messages = 10, 50
+		for i := range rooms {
+			c.sim.log.commit(testRoom(i), messages, 100)
+			c.addMember(testRoom(i), -1)
+		}
+		c.waitAllAt(messages)
+		readers := &slowReaders{since: time.Now()}
+		c.sim.nodes[0].cfg.Readers = readers
+		o := &recordingOutlet{}
+		client := c.sim.nodes[0].NewClient(o, "ada", "u:ada")
+		defer client.Close(true)
+		began := time.Now()
+		for i := range rooms {
+			c.join(client, testRoom(i), 0)
+		}
+		for o.count("message") < rooms*messages {
+			time.Sleep(100 * time.Millisecond)
+		}
+		took := time.Since(began)
+		readers.mu.Lock()
+		total := readers.total
+		readers.mu.Unlock()
+		paid := time.Duration(total)*time.Millisecond - 10*time.Second
+		room := time.Duration(total/rooms) * time.Millisecond
+		if took < paid-room || took > paid+room || paid < 10*time.Second {
+			t.Errorf("%d bytes were replayed within %v, want about %v", total, took, paid)
+		}
+		if o.refused() > 0 {
+			t.Errorf("%d joins were refused", o.refused())
 		}
 	})
 }

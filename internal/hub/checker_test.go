@@ -130,6 +130,12 @@ func (conn *simConn) Queue(f protocol.Frame) bool { return conn.Send(f) }
 // Flush implements Outlet.
 func (conn *simConn) Flush() {}
 
+// SendAnswer implements Outlet.
+func (conn *simConn) SendAnswer(f protocol.Frame) bool { return conn.Send(f) }
+
+// Answered implements Outlet.
+func (conn *simConn) Answered(context.Context) error { return nil }
+
 // Flushed implements Outlet.
 func (conn *simConn) Flushed(ctx context.Context) error {
 	conn.owner.mu.Lock()

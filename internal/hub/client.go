@@ -15,9 +15,10 @@ import (
 // socket calls it with one request after the other; the answers may come from
 // other goroutines.
 type Client struct {
-	hub  *Hub
-	out  Outlet
-	user string
+	hub    *Hub
+	out    Outlet
+	user   string
+	reader string // whose reads it counts against; "" for none
 
 	// session is "" for a client without one. Both are written before the first
 	// join.
@@ -97,9 +98,10 @@ func (c *Client) acquireJoinSlot() chan struct{} {
 }
 
 // NewClient returns a client that is in no room. User is "" for an anonymous
-// one.
-func (h *Hub) NewClient(out Outlet, user string) *Client {
-	return &Client{hub: h, out: out, user: user}
+// one. Reader is the name by which what is read for the client is counted over all
+// nodes, "" if it is not.
+func (h *Hub) NewClient(out Outlet, user, reader string) *Client {
+	return &Client{hub: h, out: out, user: user, reader: reader}
 }
 
 // Handle performs a validated request. Answers go to the outlet, now or later;
@@ -120,13 +122,29 @@ func (c *Client) Handle(ctx context.Context, r *protocol.Request) error {
 	case protocol.TypeSignal:
 		c.hub.signal(r.Room, c.user, r.Data)
 	case protocol.TypeHistory:
-		return c.history(ctx, r)
+		return c.answer(ctx, r, c.sendHistory)
 	case protocol.TypePresence:
-		return c.presence(ctx, r)
+		return c.answer(ctx, r, c.sendPresence)
 	default:
 		return protocol.ErrUnknownType
 	}
 	return nil
+}
+
+// answer answers a read when the client has taken the answer to the last one.
+func (c *Client) answer(ctx context.Context, r *protocol.Request, read func(context.Context, *protocol.Request) error) error {
+	if err := c.out.Answered(ctx); err != nil {
+		return message.ErrUnavailable
+	}
+	return read(ctx, r)
+}
+
+// readerKey returns the key by which the client's reads take turns with others'.
+func (c *Client) readerKey() any {
+	if c.reader == "" {
+		return c
+	}
+	return c.reader
 }
 
 // Close removes the client from all its rooms. Its publishes are still stored.
@@ -163,6 +181,10 @@ func (c *Client) join(r *protocol.Request) error {
 	if old == nil && len(c.rooms) >= c.hub.cfg.MaxRooms {
 		c.mu.Unlock()
 		return &protocol.Error{Code: protocol.CodeTooManyRooms, Message: "leave a room first: this connection is in as many as it may"}
+	}
+	if err := c.hub.roomQuota.join(c.reader, old != nil); err != nil {
+		c.mu.Unlock()
+		return err
 	}
 	m.topic = c.hub.acquire(r.Room)
 	c.rooms = append(c.rooms, m)
@@ -248,23 +270,25 @@ func (m *member) retire(leave *protocol.Ref, reason error, kind message.Presence
 		m.client.out.Send(protocol.Left(*leave, t.room, t.epoch, t.last, min(t.first, t.last+1)))
 	}
 	t.mu.Unlock()
+	t.hub.roomQuota.leave(m.client.reader)
 	t.hub.release(t)
 }
 
-// history answers with a page of the log. The client's next request waits for
+// sendHistory answers with a page of the log. The client's next request waits for
 // the answer.
-func (c *Client) history(ctx context.Context, r *protocol.Request) error {
-	ctx, cancel := context.WithTimeout(ctx, logTimeout)
-	defer cancel()
+func (c *Client) sendHistory(ctx context.Context, r *protocol.Request) error {
 	q := message.Range{Room: r.Room, After: r.After, Before: r.Before, Limit: r.Limit}
 	if !r.HasAfter && !r.HasBefore {
 		q.Before = protocol.MaxSeq // the newest messages
 	}
-	page, err := c.hub.History(ctx, q)
+	page, done, err := c.hub.History(ctx, c.readerKey(), q)
 	if err != nil {
-		c.hub.logger.Warn("history not read", "error", err)
-		return message.ErrUnavailable
+		c.hub.logger.Debug("history not read", "error", err)
+		return err
 	}
-	c.out.Send(protocol.History(r.Ref, r.Room, &page))
+	defer done()
+	answer := protocol.History(r.Ref, r.Room, &page)
+	c.chargeRead(len(answer))
+	c.out.SendAnswer(answer)
 	return nil
 }

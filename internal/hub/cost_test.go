@@ -50,7 +50,7 @@ func newInstantHub(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
 	})
 	got, live := new(atomic.Int64), make(chan struct{}, members)
 	for range members {
-		c := h.NewClient(callbackOutlet{func() { got.Add(1) }}, "")
+		c := h.NewClient(callbackOutlet{func() { got.Add(1) }}, "", "")
 		c.WhenLive(1, func() { live <- struct{}{} })
 		if err := c.Handle(t.Context(), &protocol.Request{Type: protocol.TypeJoin, Room: "r"}); err != nil {
 			t.Fatal(err)
@@ -61,7 +61,7 @@ func newInstantHub(t testing.TB, members int) (*Hub, *Client, *atomic.Int64) {
 		<-live
 	}
 	got.Store(0) // the answers to the joins do not count
-	return h, h.NewClient(callbackOutlet{func() {}}, ""), got
+	return h, h.NewClient(callbackOutlet{func() {}}, "", ""), got
 }
 
 // allocsPerPublish returns what one publish into a room of that many members

@@ -87,6 +87,12 @@ func (o *countingOutlet) Queue(f protocol.Frame) bool { return o.Send(f) }
 // Flush implements Outlet.
 func (o *countingOutlet) Flush() {}
 
+// SendAnswer implements Outlet.
+func (o *countingOutlet) SendAnswer(f protocol.Frame) bool { return o.Send(f) }
+
+// Answered implements Outlet.
+func (o *countingOutlet) Answered(context.Context) error { return nil }
+
 // Flushed implements Outlet.
 func (o *countingOutlet) Flushed(ctx context.Context) error {
 	o.mu.Lock()
@@ -134,7 +140,7 @@ type crowd struct {
 // is negative.
 func (c *crowd) addMember(room message.Room, after int) {
 	o := &countingOutlet{last: after, blocked: c.blocked}
-	client := c.sim.nodes[0].NewClient(o, "")
+	client := c.sim.nodes[0].NewClient(o, "", "")
 	c.outlets = append(c.outlets, o)
 	c.clients = append(c.clients, client)
 	c.join(client, room, after)

@@ -185,6 +185,10 @@ func decodeFrames(f protocol.Frame) []map[string]any {
 
 func (o *recordingOutlet) Queue(f protocol.Frame) bool { return o.Send(f) }
 func (o *recordingOutlet) Flush()                      {}
+
+func (o *recordingOutlet) SendAnswer(f protocol.Frame) bool { return o.Send(f) }
+func (o *recordingOutlet) Answered(context.Context) error   { return nil }
+
 func (o *recordingOutlet) Flushed(ctx context.Context) error {
 	if o.blocked == nil {
 		return nil

@@ -68,6 +68,27 @@ type Outlet interface {
 	Flush()
 	// Flushed waits until nothing is queued.
 	Flushed(context.Context) error
+	// Answered waits until the last answer to a read has left, and SendAnswer is Send
+	// for one.
+	Answered(context.Context) error
+	SendAnswer(protocol.Frame) bool
+}
+
+// Readers count the bytes that are read for each reader, a user or an address, on all
+// nodes. They never block and are safe for concurrent use.
+type Readers interface {
+	// ReadDebt returns how long a reader must wait until what was read is paid.
+	ReadDebt(reader string) (wait time.Duration)
+	ChargeRead(reader string, bytes int)
+}
+
+// A Memory bounds what is read for clients and has not been sent yet. It is safe for
+// concurrent use.
+type Memory interface {
+	// Reserve waits until there are so many bytes, and reserves them until Free is called
+	// with as many. Readers take turns. The wait is bounded.
+	Reserve(ctx context.Context, reader any, bytes int) error
+	Free(bytes int)
 }
 
 // A Config holds the dependencies and bounds of a hub. All fields are required
@@ -82,6 +103,10 @@ type Config struct {
 	// number of entries that is listed, 200 by default.
 	Presence      Presence
 	PresenceLimit int
+	// Readers counts what is read for clients. Nil: nothing is counted.
+	Readers Readers
+	// Memory bounds the pages of history that are read at a time. Nil: nothing does.
+	Memory Memory
 	// RepairWait is how long a hole is left to fill by itself before the log is
 	// read. 20 ms by default.
 	RepairWait time.Duration
@@ -94,8 +119,12 @@ type Config struct {
 	// MaxInflight bounds the uncommitted publishes of one client. 64 by
 	// default.
 	MaxInflight int
-	// MaxRooms bounds the rooms that one client is in. 1,000 by default.
+	// MaxRooms bounds the rooms that one client is in. 1,000 by default. All clients of
+	// one reader may be in 20 times as many together.
 	MaxRooms int
+	// MemoryLimit is the memory of the process in bytes, from which the hub takes its
+	// share: see MemoryShare. 0: it is not bounded.
+	MemoryLimit int64
 	// Node names the room of the delivery canary; "" disables the canary. At
 	// most 64 letters, digits, dots and hyphens.
 	Node string
@@ -133,7 +162,7 @@ func (c *Config) defaults() {
 		c.MaxRooms = 1000
 	}
 	if c.bounds == (bounds{}) {
-		c.bounds = defaultBounds()
+		c.bounds = defaultBounds(c.MemoryLimit)
 	}
 }
 
@@ -149,14 +178,16 @@ const (
 // A Hub holds the topics of one node and delivers to their members. It is safe
 // for concurrent use.
 type Hub struct {
-	cfg       Config
-	logger    *slog.Logger
-	metrics   *metrics
-	bootID    uint64 // identifies this process in payloads
-	ids       atomic.Uint64
-	seed      maphash.Seed
-	shards    [shardCount]shard
-	readSlots readSlots
+	cfg          Config
+	logger       *slog.Logger
+	metrics      *metrics
+	bootID       uint64 // identifies this process in payloads
+	ids          atomic.Uint64
+	seed         maphash.Seed
+	shards       [shardCount]shard
+	readSlots    readSlots
+	historyReads *fairQueue
+	roomQuota    *roomQuota
 	// clientsWithAcks are clients whose outlets hold acks that ackLoop is to
 	// write.
 	clientsWithAcks inbox[*Client]
@@ -192,12 +223,14 @@ func New(cfg Config) *Hub {
 	var boot [8]byte
 	_, _ = rand.Read(boot[:]) // cannot fail since Go 1.24
 	h := &Hub{
-		cfg:       cfg,
-		logger:    cfg.Logger.With("component", "hub"),
-		metrics:   newMetrics(cfg.Registerer),
-		bootID:    binary.BigEndian.Uint64(boot[:]),
-		seed:      maphash.MakeSeed(),
-		readSlots: newReadSlots(),
+		cfg:          cfg,
+		logger:       cfg.Logger.With("component", "hub"),
+		metrics:      newMetrics(cfg.Registerer),
+		bootID:       binary.BigEndian.Uint64(boot[:]),
+		seed:         maphash.MakeSeed(),
+		readSlots:    newReadSlots(),
+		historyReads: newFairQueue(maxHistoryReads),
+		roomQuota:    newRoomQuota(cfg.MaxRooms, cfg.bounds.roomBytes),
 
 		signalAges: newSignalAges(),
 	}
@@ -274,6 +307,7 @@ func (h *Hub) acquire(room message.Room) *topic {
 		t = newTopic(h, room)
 		s.topics[room] = t
 		h.metrics.topics.Inc()
+		h.roomQuota.addTopics(1)
 		h.spawn(t.openLoop)
 	}
 	t.refCount++
@@ -320,6 +354,7 @@ func (h *Hub) sweep(s *shard, now time.Time) {
 		}
 		delete(s.topics, room)
 		h.metrics.topics.Dec()
+		h.roomQuota.addTopics(-1)
 		t.close()
 		// Under the shard's lock, so that it precedes the Subscribe of the next
 		// topic of this room.
@@ -335,18 +370,51 @@ func (h *Hub) newID() string {
 	return string(strconv.AppendUint(b, h.ids.Add(1), 36))
 }
 
-// History returns a page of a room. Delivery does not wait for it, so it does
-// not set Range.ForDelivery.
-func (h *Hub) History(ctx context.Context, r message.Range) (message.Page, error) {
+// HistoryMemory is about the most that the answer with a page of history takes, in bytes.
+const HistoryMemory = 320 << 10
+
+// errNoMemoryForHistory refuses a read of history.
+var errNoMemoryForHistory = &protocol.Error{
+	Code:       protocol.CodeUnavailable,
+	Message:    "this node has no memory for the answer at the moment; see QUEUE_TOTAL_BYTES",
+	RetryAfter: time.Second,
+}
+
+// History returns a page of a room; done must be called when its answer is sent. Delivery
+// does not wait for it, so it does not set Range.ForDelivery. Calls that wait for others are
+// served reader by reader; a reader is anything that is equal for its calls only. All waits
+// together are bounded by logTimeout. The error is protocol.CodeUnavailable, or wraps message.ErrUnavailable.
+func (h *Hub) History(ctx context.Context, reader any, r message.Range) (page message.Page, done func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, logTimeout)
+	defer cancel()
+	if err := h.historyReads.acquire(ctx, reader); err != nil {
+		return page, nil, fmt.Errorf("waiting to read history: %w: %w", message.ErrUnavailable, err)
+	}
+	defer h.historyReads.release()
+	done, err = h.reserveHistory(ctx, reader)
+	if err != nil {
+		return page, nil, err
+	}
 	if r.Limit <= 0 || r.Limit > protocol.MaxHistory {
 		r.Limit = protocol.MaxHistory
 	}
 	r.MaxBytes = h.cfg.bounds.pageBytes
-	page, err := h.cfg.Log.Read(ctx, r)
-	if err != nil {
-		return page, fmt.Errorf("reading history: %w", err)
+	if page, err = h.cfg.Log.Read(ctx, r); err != nil {
+		done()
+		return page, nil, fmt.Errorf("reading history: %w: %w", message.ErrUnavailable, err)
 	}
-	return page, nil
+	return page, done, nil
+}
+
+// reserveHistory reserves the memory of a page until done is called.
+func (h *Hub) reserveHistory(ctx context.Context, reader any) (done func(), err error) {
+	if h.cfg.Memory == nil {
+		return func() {}, nil
+	}
+	if err := h.cfg.Memory.Reserve(ctx, reader, HistoryMemory); err != nil {
+		return nil, errNoMemoryForHistory
+	}
+	return func() { h.cfg.Memory.Free(HistoryMemory) }, nil
 }
 
 // sleep waits for d. It returns false if the hub closes first.

@@ -27,7 +27,7 @@ type testClient struct {
 
 func (f *fixture) client(node int) *testClient {
 	o := &recordingOutlet{}
-	return &testClient{f.nodes[node].NewClient(o, ""), f.t, o}
+	return &testClient{f.nodes[node].NewClient(o, "", ""), f.t, o}
 }
 
 // do decodes a frame and hands it to the hub, as the server does.

@@ -164,7 +164,9 @@ func (m *member) goLive(p *catchUpProgress) bool {
 	}
 	if n := int(t.last - p.seq); n > 0 {
 		t.hub.metrics.sent.Add(float64(n))
-		frames = append(frames, t.ring.tail(n)...)
+		missed := t.ring.tail(n)
+		m.client.chargeFrames(missed)
+		frames = append(frames, missed...)
 	}
 	if p.result != "" {
 		t.hub.metrics.resumes.WithLabelValues(p.result).Inc()

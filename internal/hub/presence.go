@@ -72,9 +72,9 @@ func (h *Hub) RoomPresence(ctx context.Context, room message.Room) (message.Pres
 	return p, nil
 }
 
-// presence answers a presence request. A member also receives changes from then
+// sendPresence answers a presence request. A member also receives changes from then
 // on.
-func (c *Client) presence(ctx context.Context, r *protocol.Request) error {
+func (c *Client) sendPresence(ctx context.Context, r *protocol.Request) error {
 	if c.hub.cfg.Presence == nil {
 		return protocol.ErrUnknownType
 	}
@@ -84,7 +84,7 @@ func (c *Client) presence(ctx context.Context, r *protocol.Request) error {
 		if err != nil {
 			return err
 		}
-		c.out.Send(snapshotFrame(r.Room, &p).Encode(r.Ref))
+		c.out.SendAnswer(snapshotFrame(r.Room, &p).Encode(r.Ref))
 		return nil
 	}
 	return m.topic.watchPresence(ctx, m, r.Ref)
@@ -133,7 +133,7 @@ func (t *topic) watchPresence(ctx context.Context, m *member, ref protocol.Ref) 
 		return nil // the member left meanwhile: no frame of the room follows
 	}
 	t.sendPresenceChanges(&p)
-	m.client.out.Send(snapshotFrame(t.room, &p).Encode(ref))
+	m.client.out.SendAnswer(snapshotFrame(t.room, &p).Encode(ref))
 	if t.presenceWatch.watchers == nil {
 		t.presenceWatch.watchers = make(map[*member]struct{})
 	}

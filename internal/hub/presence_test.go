@@ -81,7 +81,7 @@ func newPresenceFixture(t *testing.T) (*fixture, *fakePresence) {
 // clientWithSession returns a client with a user and a session.
 func (f *fixture) clientWithSession(user string) *testClient {
 	p := f.client(0)
-	p.Client = f.nodes[0].NewClient(p.out, user)
+	p.Client = f.nodes[0].NewClient(p.out, user, "")
 	p.SetSession(message.SessionID("s-"+user), 1)
 	return p
 }

@@ -18,6 +18,11 @@ const (
 	// pages for members that catch up, and repairs. So no kind waits behind a
 	// burst of another.
 	maxReadsPerKind = 6
+	// maxHistoryReads bounds the concurrent reads of history: as many as the log has
+	// connections for, by default. More would wait there in the order of arrival.
+	maxHistoryReads = 5
+	// ConcurrentReads bounds all of them.
+	ConcurrentReads = maxReads + maxHistoryReads
 	// minRetry is the wait after a first failed read. It doubles up to
 	// maxRetry.
 	minRetry = 100 * time.Millisecond

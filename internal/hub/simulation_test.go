@@ -51,7 +51,7 @@ func tinyBounds() bounds {
 	return bounds{
 		inboxBytes: 800, reorderFrames: 4, reorderBytes: 2000,
 		ringFrames: 4, ringBytes: 2000, pageFrames: 3, pageBytes: 400,
-		undeliveredBudget: 1 << 20, ringBudget: 1 << 20, pageBudget: 1 << 20, minBytes: 100,
+		undeliveredBudget: 1 << 20, ringBudget: 1 << 20, pageBudget: 1 << 20, minBytes: 100, roomBytes: 1 << 30,
 	}
 }
 
@@ -135,7 +135,7 @@ func (sim *simulation) dial(c *simClient, node int) *simConn {
 	if c.conn == nil {
 		c.node = node
 		c.conn = &simConn{owner: c, ended: make(chan struct{})}
-		c.conn.client = sim.nodes[node].NewClient(c.conn, "")
+		c.conn.client = sim.nodes[node].NewClient(c.conn, "", "")
 	}
 	return c.conn
 }

@@ -44,7 +44,7 @@ func scaled(n int) int {
 func storm(t *testing.T, run func(c *crowd)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		c := &crowd{t: t, sim: newSimulation(defaultBounds(), 1, 0, 0)}
+		c := &crowd{t: t, sim: newSimulation(defaultBounds(0), 1, 0, 0)}
 		defer c.sim.close()
 		defer c.closeAll()
 		c.logView().set(func() { c.logView().delay = readLatency })
@@ -344,7 +344,7 @@ func TestStormOneClientBehindInManyRooms(t *testing.T) {
 		rooms := scaled(200)
 		const n = 200 + 1 // a page and one more
 		o := &countingOutlet{last: -1, manyRooms: true}
-		client := c.sim.nodes[0].NewClient(o, "")
+		client := c.sim.nodes[0].NewClient(o, "", "")
 		defer client.Close(true)
 		for i := range rooms {
 			c.join(client, testRoom(i), -1)

@@ -140,7 +140,7 @@ func TestReturnedSessionsAreCountedAfterAFailure(t *testing.T) {
 // include it.
 func TestUsageDuringASyncCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		peers, failing := startFailingNodes(t, 1, Rates{Publishes: 0.001, PublishBurst: 100})
+		peers, failing := startFailingNodes(t, 1, Rates{Calls: 0.001, CallBurst: 100})
 		a := peers[0]
 		failing.limitDelay.Store(int64(100 * time.Millisecond))
 		if got := a.publishBurst("ada", 60); got != 60 {
@@ -160,7 +160,7 @@ func TestUsageDuringASyncCounts(t *testing.T) {
 // If a sync fails, the node keeps its own estimate.
 func TestAFailedSyncKeepsTheEstimate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		peers, failing := startFailingNodes(t, 1, Rates{Publishes: 0.001, PublishBurst: 100})
+		peers, failing := startFailingNodes(t, 1, Rates{Calls: 0.001, CallBurst: 100})
 		a := peers[0]
 		failing.noLimits.Store(true)
 		a.publishBurst("ada", 60)
@@ -174,7 +174,7 @@ func TestAFailedSyncKeepsTheEstimate(t *testing.T) {
 // A user who waits for its sync is not evicted, however full its bucket is.
 func TestAQueuedUserIsNotEvicted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		peers, failing := startFailingNodes(t, 1, Rates{Publishes: 1000, PublishBurst: 100})
+		peers, failing := startFailingNodes(t, 1, Rates{Calls: 1000, CallBurst: 100})
 		const users = 2 * maxSyncUsers
 		for i := range users {
 			peers[0].publishBurst(fmt.Sprintf("u%d", i), 15)

@@ -18,7 +18,7 @@ func benchNode(b *testing.B) *Node {
 		b.Fatal(err)
 	}
 	n, err := OpenRedis(Config{
-		Node: "node-a", Redis: opts, Prefix: testkit.RedisPrefix(), Rates: Rates{Publishes: 1e9}, timeout: testkit.Timeout,
+		Node: "node-a", Redis: opts, Prefix: testkit.RedisPrefix(), Rates: Rates{Calls: 1e9}, timeout: testkit.Timeout,
 	})
 	if err != nil {
 		b.Fatal(err)

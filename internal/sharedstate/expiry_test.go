@@ -55,8 +55,8 @@ func TestABucketExpiresWhenItIsFull(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
 	p := startNodes(t, withLongTimeout(redisAt(server.URL())), nil, "node-a")[0]
-	rates := Rates{Publishes: 0.1, PublishBurst: 10}.byMeasure()
-	spent := &usage{user: "ada", spent: [measureCount]float64{measurePublishes: 12}}
+	rates := Rates{Calls: 0.1, CallBurst: 10}.byMeasure()
+	spent := &usage{key: "l:ada", spent: [measureCount]float64{measureCalls: 12}}
 	if p.backend.consume(testContext(t), rates, []*usage{spent}); spent.err != nil {
 		t.Fatal(spent.err)
 	}

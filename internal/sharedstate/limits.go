@@ -21,21 +21,23 @@ const (
 	syncFraction, lowFraction = 8, 2
 )
 
-// Rates limit what one user publishes over all nodes together. A rate of 0 is
-// no limit.
+// Rates limit what one user does over all nodes together. A rate of 0 is no limit.
 type Rates struct {
-	// Publishes and Bytes of their data, a second.
-	Publishes, Bytes float64
+	// Calls, such as publishes or reads, and bytes of their data, a second.
+	Calls, Bytes float64
 	// The bursts may be spent at once; 0 means two seconds of the rate.
-	PublishBurst, ByteBurst float64
+	CallBurst, ByteBurst float64
 }
 
 // The measures that are limited: indexes of arrays of measureCount.
 const (
-	measurePublishes = iota
+	measureCalls = iota
 	measureBytes
 	measureCount
 )
+
+// amounts are of each measure.
+type amounts = [measureCount]float64
 
 // A rate limits one measure. The zero rate means no limit.
 type rate struct{ perSecond, burst float64 }
@@ -51,8 +53,8 @@ func (r Rates) byMeasure() [measureCount]rate {
 		return rate{each, max(burst, 1)}
 	}
 	return [measureCount]rate{
-		measurePublishes: bound(r.Publishes, r.PublishBurst),
-		measureBytes:     bound(r.Bytes, r.ByteBurst),
+		measureCalls: bound(r.Calls, r.CallBurst),
+		measureBytes: bound(r.Bytes, r.ByteBurst),
 	}
 }
 
@@ -70,6 +72,7 @@ func (r Rates) byMeasure() [measureCount]rate {
 // repeat.
 type limits struct {
 	node       *Node
+	prefix     string // of the users' keys in the backend
 	rates      [measureCount]rate
 	seed       maphash.Seed
 	shards     [limitShards]limitShard
@@ -95,8 +98,8 @@ type userBucket struct {
 	queued     bool                  // the user is in the shard's queue
 }
 
-func newLimits(n *Node, r Rates) *limits {
-	l := &limits{node: n, rates: r.byMeasure(), seed: maphash.MakeSeed(), maxUsers: maxBuckets / limitShards}
+func newLimits(n *Node, prefix string, r Rates) *limits {
+	l := &limits{node: n, prefix: prefix, rates: r.byMeasure(), seed: maphash.MakeSeed(), maxUsers: maxBuckets / limitShards}
 	l.disabled = l.rates == [measureCount]rate{}
 	for i := range l.shards {
 		l.shards[i].buckets = make(map[string]*userBucket)
@@ -110,9 +113,47 @@ func newLimits(n *Node, r Rates) *limits {
 // Anonymous users, whose name is "", are not limited here: their connections
 // are.
 func (n *Node) AllowPublish(user string, bytes int) (wait time.Duration) {
-	l := n.limits
+	return n.publishLimits.take(user, amounts{measureCalls: 1, measureBytes: float64(bytes)})
+}
+
+// AllowRead charges a reader, a user or an address, for a read whose size is not known yet,
+// as AllowPublish does for a publish. A reader that owes bytes waits until they are paid.
+func (n *Node) AllowRead(reader string) (wait time.Duration) {
+	return n.readLimits.take(reader, amounts{measureCalls: 1})
+}
+
+// ReadDebt returns how long a reader must wait until the bytes of its reads are paid. It
+// never blocks.
+func (n *Node) ReadDebt(reader string) (wait time.Duration) {
+	n.readLimits.visit(reader, func(b *userBucket) { wait = b.spend(&n.readLimits.rates, amounts{}) })
+	return wait
+}
+
+// ChargeRead charges a reader for the bytes of a read, whatever is left: what follows waits.
+func (n *Node) ChargeRead(reader string, bytes int) {
+	n.readLimits.charge(reader, amounts{measureBytes: float64(bytes)})
+}
+
+// take charges a user and returns 0, or charges nothing and returns the time until it
+// could.
+func (l *limits) take(user string, want amounts) (wait time.Duration) {
+	l.visit(user, func(b *userBucket) {
+		if wait = b.spend(&l.rates, want); wait > 0 {
+			l.node.metrics.refused.Inc()
+		}
+	})
+	return wait
+}
+
+// charge charges a user, whose level may fall below 0.
+func (l *limits) charge(user string, spent amounts) {
+	l.visit(user, func(b *userBucket) { b.charge(&l.rates, spent) })
+}
+
+// visit calls f with the bucket of a user, with its lock held, unless there are too many.
+func (l *limits) visit(user string, f func(*userBucket)) {
 	if l.disabled || user == "" {
-		return 0
+		return
 	}
 	shard := l.shard(user)
 	shard.mu.Lock()
@@ -121,8 +162,8 @@ func (n *Node) AllowPublish(user string, bytes int) (wait time.Duration) {
 	b := shard.buckets[user]
 	if b == nil {
 		if len(shard.buckets) >= l.maxUsers {
-			n.metrics.drop(dropBucketsFull, 1)
-			return 0
+			l.node.metrics.drop(dropBucketsFull, 1)
+			return
 		}
 		b = &userBucket{at: now}
 		for m, r := range l.rates {
@@ -131,15 +172,11 @@ func (n *Node) AllowPublish(user string, bytes int) (wait time.Duration) {
 		shard.buckets[user] = b
 	}
 	b.refill(&l.rates, now)
-	wait = b.spend(&l.rates, [measureCount]float64{measurePublishes: 1, measureBytes: float64(bytes)})
-	if wait > 0 {
-		n.metrics.refused.Inc()
-	}
+	f(b)
 	if !b.queued && b.isDue(&l.rates) {
 		b.queued = true
 		shard.queue = append(shard.queue, user)
 	}
-	return wait
 }
 
 func (l *limits) shard(user string) *limitShard {
@@ -158,26 +195,30 @@ func (b *userBucket) refill(rates *[measureCount]rate, now time.Time) {
 // spend takes the wanted amounts, or takes nothing and returns the time until
 // they are there. An amount above the burst needs only a full bucket, and leaves
 // a debt.
-func (b *userBucket) spend(rates *[measureCount]rate, want [measureCount]float64) (wait time.Duration) {
+func (b *userBucket) spend(rates *[measureCount]rate, want amounts) (wait time.Duration) {
 	for m, r := range rates {
 		if missing := min(want[m], r.burst) - b.level[m]; r.perSecond > 0 && missing > 0 {
 			seconds := time.Duration(math.Ceil(missing / r.perSecond * float64(time.Second)))
 			wait = max(wait, seconds, time.Millisecond)
 		}
 	}
-	if wait > 0 {
-		return wait
+	if wait == 0 {
+		b.charge(rates, want)
 	}
-	if b.spent == [measureCount]float64{} {
+	return wait
+}
+
+// charge takes the amounts, and leaves a debt of at most maxDebt if they are not there.
+func (b *userBucket) charge(rates *[measureCount]rate, spent amounts) {
+	if b.spent == (amounts{}) {
 		b.spentSince = b.at
 	}
 	for m, r := range rates {
 		if r.perSecond > 0 {
-			b.level[m] -= want[m]
-			b.spent[m] += want[m]
+			b.level[m] = max(b.level[m]-spent[m], -r.perSecond*maxDebt.Seconds())
+			b.spent[m] += spent[m]
 		}
 	}
-	return 0
 }
 
 // isDue reports whether the usage is large enough to sync now.

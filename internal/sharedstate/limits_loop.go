@@ -15,6 +15,7 @@ const (
 // A usage is what a user spent on one node since the last sync.
 type usage struct {
 	user  string
+	key   string // of the user in the backend, after the backend's own prefix
 	spent [measureCount]float64
 	ago   time.Duration // how long ago the first of spent was spent
 
@@ -25,7 +26,7 @@ type usage struct {
 
 // limitLoop syncs the usage of users, and evicts idle users.
 func (n *Node) limitLoop(ctx context.Context) {
-	if n.limits.disabled {
+	if n.publishLimits.disabled && n.readLimits.disabled {
 		return
 	}
 	tick := time.NewTicker(syncInterval)
@@ -36,8 +37,12 @@ func (n *Node) limitLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		n.limits.sync(ctx)
-		n.limits.evictIdle(round % limitShards)
+		users := 0
+		for _, l := range []*limits{n.publishLimits, n.readLimits} {
+			l.sync(ctx)
+			users += l.evictIdle(round % limitShards)
+		}
+		n.metrics.limitedUsers.Set(float64(users))
 	}
 }
 
@@ -73,7 +78,7 @@ func (l *limits) dequeueDue() (batch []*usage) {
 		count := min(len(shard.queue), maxSyncUsers/limitShards)
 		for _, user := range shard.queue[:count] {
 			b := shard.buckets[user] // not nil: a queued user is never evicted
-			batch = append(batch, &usage{user: user, spent: b.spent, ago: now.Sub(b.spentSince)})
+			batch = append(batch, &usage{user: user, key: l.prefix + user, spent: b.spent, ago: now.Sub(b.spentSince)})
 			b.spent, b.queued = [measureCount]float64{}, false
 		}
 		if shard.queue = shard.queue[count:]; len(shard.queue) == 0 {
@@ -84,8 +89,9 @@ func (l *limits) dequeueDue() (batch []*usage) {
 	return batch
 }
 
-// evictIdle removes the idle users of one shard, and updates the metric.
-func (l *limits) evictIdle(index int) {
+// evictIdle removes the idle users of one shard, and returns the number of all that are
+// left.
+func (l *limits) evictIdle(index int) int {
 	shard := &l.shards[index]
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
@@ -100,5 +106,5 @@ func (l *limits) evictIdle(index int) {
 	for _, size := range l.shardSizes {
 		total += size
 	}
-	l.node.metrics.limitedUsers.Set(float64(total))
+	return total
 }

@@ -15,7 +15,7 @@ import (
 	"switchyard/internal/testkit"
 )
 
-var testRates = Rates{Publishes: 50, PublishBurst: 100, Bytes: 10_000}
+var testRates = Rates{Calls: 50, CallBurst: 100, Bytes: 10_000}
 
 // startMemoryNodes starts nodes that share a MemoryBackend, in a bubble of
 // synctest.
@@ -142,9 +142,9 @@ func TestTheSumOverNodesIsBounded(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("%d nodes, %s", nodes, name), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					peers := startMemoryNodes(t, nodes, withRates(Rates{Publishes: 50, PublishBurst: 100}))
+					peers := startMemoryNodes(t, nodes, withRates(Rates{Calls: 50, CallBurst: 100}))
 					got := publishFor(d, 2*time.Millisecond, peers, choose)
-					r := peers[0].limits.rates[measurePublishes]
+					r := peers[0].publishLimits.rates[measureCalls]
 					own := r.burst + r.perSecond*d.Seconds()
 					most := own + float64(nodes-1)*(r.burst+r.perSecond*syncInterval.Seconds())
 					t.Logf("%d publishes; %v on one node, %v at most", got, own, most)
@@ -168,13 +168,13 @@ func TestTheSumOverNodesIsBounded(t *testing.T) {
 // Users who publish little are synced rarely.
 func TestLightUsageIsSyncedRarely(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := startMemoryNodes(t, 2, withRates(Rates{Publishes: 50, PublishBurst: 100}))[0]
+		p := startMemoryNodes(t, 2, withRates(Rates{Calls: 50, CallBurst: 100}))[0]
 		queued := 0
 		count := func() {
-			for i := range p.limits.shards {
-				p.limits.shards[i].mu.Lock()
-				queued += len(p.limits.shards[i].queue)
-				p.limits.shards[i].mu.Unlock()
+			for i := range p.publishLimits.shards {
+				p.publishLimits.shards[i].mu.Lock()
+				queued += len(p.publishLimits.shards[i].queue)
+				p.publishLimits.shards[i].mu.Unlock()
 			}
 		}
 		for range 600 { // one publish a second, for ten minutes
@@ -224,12 +224,12 @@ func TestIdleUsersAreForgotten(t *testing.T) {
 }
 
 func TestUsersBeyondTheBoundAreNotLimited(t *testing.T) {
-	p := startMemoryNodes(t, 1, withRates(Rates{Publishes: 0.001, PublishBurst: 1}))[0]
-	if got := p.limits.maxUsers * limitShards; got != 200_000 {
+	p := startMemoryNodes(t, 1, withRates(Rates{Calls: 0.001, CallBurst: 1}))[0]
+	if got := p.publishLimits.maxUsers * limitShards; got != 200_000 {
 		t.Errorf("%d users are counted, the documented bound is 200,000", got)
 	}
 	const most, users = 50 * limitShards, 2000
-	p.limits.maxUsers = most / limitShards
+	p.publishLimits.maxUsers = most / limitShards
 	refused := 0
 	for i := range users {
 		user := fmt.Sprintf("u%d", i)
@@ -246,8 +246,8 @@ func TestUsersBeyondTheBoundAreNotLimited(t *testing.T) {
 
 func TestDisabledRatesAndAnonymousUsersAreNotLimited(t *testing.T) {
 	off := startMemoryNodes(t, 1, nil)[0]
-	some := startMemoryNodes(t, 1, withRates(Rates{Publishes: 1, PublishBurst: 1}))[0]
-	invalid := startMemoryNodes(t, 1, withRates(Rates{Publishes: math.NaN(), Bytes: -3, PublishBurst: math.Inf(1)}))[0]
+	some := startMemoryNodes(t, 1, withRates(Rates{Calls: 1, CallBurst: 1}))[0]
+	invalid := startMemoryNodes(t, 1, withRates(Rates{Calls: math.NaN(), Bytes: -3, CallBurst: math.Inf(1)}))[0]
 	for range 1000 {
 		if off.AllowPublish("ada", 1<<20) != 0 || some.AllowPublish("", 1<<20) != 0 || invalid.AllowPublish("ada", 1<<20) != 0 {
 			t.Fatal("refused")
@@ -265,7 +265,7 @@ func TestDisabledRatesAndAnonymousUsersAreNotLimited(t *testing.T) {
 // aLimitHoldsAcrossNodes checks the bound on each backend. On Redis the time
 // between two syncs depends on the machine, so the bound is generous.
 func aLimitHoldsAcrossNodes(t *testing.T, factory backendFactory) {
-	peers := startNodes(t, factory, withRates(Rates{Publishes: 100, PublishBurst: 50}), "node-a", "node-b", "node-c")
+	peers := startNodes(t, factory, withRates(Rates{Calls: 100, CallBurst: 50}), "node-a", "node-b", "node-c")
 	began := time.Now()
 	got, tries := 0, 0
 	testkit.Eventually(t, "four seconds of publishes", func() bool {
@@ -296,7 +296,7 @@ func aLimitHoldsAcrossNodes(t *testing.T, factory backendFactory) {
 func TestLimitsWhileRedisIsDown(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
-	rates := Rates{Publishes: 200, PublishBurst: 100}
+	rates := Rates{Calls: 200, CallBurst: 100}
 	a, b := startPair(t, redisAt(server.URL()), withRates(rates))
 	a.publishBurst("ada", 90)
 	testkit.Eventually(t, "the usage is synced", func() bool {
@@ -338,7 +338,7 @@ func TestLimitsWhileRedisIsDown(t *testing.T) {
 func TestLimitsWhenRedisRefuses(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartRedis(t)
-	a, _ := startPair(t, withLongTimeout(redisAt(server.URL())), withRates(Rates{Publishes: 10, PublishBurst: 10}))
+	a, _ := startPair(t, withLongTimeout(redisAt(server.URL())), withRates(Rates{Calls: 10, CallBurst: 10}))
 	server.Do(t, "SET", a.cfg.Prefix+"l:eve", "not a hash")
 	server.Do(t, "CONFIG", "SET", "maxmemory", "1")
 	spend := func(user string) (got int) {
@@ -367,4 +367,80 @@ func TestLimitsWhenRedisRefuses(t *testing.T) {
 	if _, err := readLevels(nil); err == nil || errors.Is(err, message.ErrSharedStateUnavailable) {
 		t.Errorf("an empty reply: %v", err)
 	}
+}
+
+// What users read is counted apart from what they publish, and the bytes of a read after it
+// was made: the debt is paid by what follows, on every node.
+func TestReadsAreLimitedOverAllNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		peers := startMemoryNodes(t, 2, func(c *Config) {
+			c.Rates, c.ReadRates = testRates, Rates{Calls: 50, CallBurst: 100, Bytes: 1000, ByteBurst: 2000}
+		})
+		a, b := peers[0], peers[1]
+		for range 100 {
+			if wait := a.AllowRead("u:ada"); wait != 0 {
+				t.Fatalf("refused within the burst: %v", wait)
+			}
+		}
+		if wait := a.AllowRead("u:ada"); wait != 20*time.Millisecond {
+			t.Errorf("over the burst: wait %v, want 20ms", wait)
+		}
+		if wait := a.AllowPublish("ada", 1); wait != 0 {
+			t.Errorf("reads used up publishes: wait %v", wait)
+		}
+		if wait := a.AllowRead("u:eve"); wait != 0 {
+			t.Errorf("another reader waits %v", wait)
+		}
+		time.Sleep(10 * time.Second) // all is there again
+		a.ChargeRead("u:ada", 5000)
+		if wait := a.ReadDebt("u:ada"); wait != 3*time.Second {
+			t.Errorf("3,000 bytes over the burst are paid after %v, want 3s", wait)
+		}
+		if wait := a.AllowRead("u:ada"); wait != 3*time.Second {
+			t.Errorf("the next read waits %v, want 3s", wait)
+		}
+		time.Sleep(syncInterval + time.Millisecond) // a has told the backend
+		for range 60 {                              // b asks, because so much was read
+			_ = b.AllowRead("u:ada")
+		}
+		time.Sleep(syncInterval)
+		if wait := b.ReadDebt("u:ada"); wait < 2*time.Second || wait > 3*time.Second {
+			t.Errorf("on another node the debt is paid after %v", wait)
+		}
+		if wait := a.AllowRead(""); wait != 0 {
+			t.Errorf("who is not counted waits %v", wait)
+		}
+	})
+}
+
+// Publishes and reads have rates of their own, also where idle buckets are removed.
+func TestASweepKeepsTheRatesOfEachLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startMemoryNodes(t, 1, func(c *Config) {
+			c.Rates, c.ReadRates = Rates{Calls: 1, CallBurst: 1000}, Rates{Calls: 100, CallBurst: 1000}
+		})[0]
+		for range 900 {
+			_ = a.AllowPublish("ada", 1)
+		}
+		time.Sleep(10*time.Second + syncInterval)
+		view, _ := a.backend.(*nodeView)
+		view.mu.Lock()
+		view.bucketsAtSweep = 0 // the next call removes idle buckets
+		view.mu.Unlock()
+		for range 900 {
+			_ = a.AllowRead("u:ada")
+		}
+		time.Sleep(2 * syncInterval)
+		for range 60 { // so many that the next answer of the backend counts
+			_ = a.AllowPublish("ada", 1)
+		}
+		time.Sleep(2 * syncInterval)
+		left := 0
+		for a.AllowPublish("ada", 1) == 0 {
+			left++
+		}
+		if left < 40 || left > 60 {
+			t.Errorf("%d publishes are left, want about 50: those of eleven seconds, less what was published", left)
+		}
+	})
 }

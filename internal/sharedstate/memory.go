@@ -32,7 +32,7 @@ type MemoryBackend struct {
 	banned                map[string]time.Time // the end of the ban, by user
 	bansVersion           int64                // raised by each change of banned
 	memoryPresence
-	buckets        map[string]*userBucket
+	buckets        map[string]*sharedBucket
 	bucketsAtSweep int // the number of buckets after the last removal of idle ones
 }
 
@@ -63,7 +63,7 @@ func (s *MemoryBackend) newView(cfg Config, m *metrics) *nodeView {
 		s.inboxes = make(map[string]chan []byte)
 		s.nodes = make(map[string]memoryNode)
 		s.banned = make(map[string]time.Time)
-		s.buckets = make(map[string]*userBucket)
+		s.buckets = make(map[string]*sharedBucket)
 		s.rooms = make(map[message.Room]map[message.SessionID]memoryPresenceEntry)
 	}
 	return &nodeView{MemoryBackend: s, ttl: cfg.TTL, metrics: m}

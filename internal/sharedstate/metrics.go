@@ -113,7 +113,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "limits_refused_total",
-			Help: "Publishes refused because their user had spent its limit over all nodes.",
+			Help: "Publishes and reads refused because their user had spent its limit over all nodes.",
 		}),
 		limitedUsers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "limits_users",

@@ -51,8 +51,10 @@ type Config struct {
 	// LeaveGrace is how long a session stays in its rooms after its connection
 	// ended; DefaultLeaveGrace if 0.
 	LeaveGrace time.Duration
-	// Rates limit each user over all nodes. All nodes must have the same.
+	// Rates limit what each user publishes over all nodes. All nodes must have the same.
 	Rates Rates
+	// ReadRates limit what each user reads, likewise.
+	ReadRates Rates
 
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: not registered
@@ -107,23 +109,23 @@ type Hooks struct {
 
 // A Node is one node's access to the shared state.
 type Node struct {
-	cfg       Config
-	log       *slog.Logger
-	metrics   *metrics
-	backend   backend
-	outbox    *backlog[outgoingEvent]
-	endQueue  *backlog[endedSession]
-	ctx       context.Context // of all loops
-	cancel    context.CancelFunc
-	loops     sync.WaitGroup // Go is called only with mu held and closed false
-	hooks     atomic.Pointer[Hooks]
-	nodes     nodeRegistry
-	bans      banList
-	presence  *presence
-	limits    *limits
-	deadSince map[staleTag]time.Time // when a check first found the tag of a dead node; owned by presenceLoop
-	sweeps    chan []staleTag        // to sweepLoop; never closed
-	otherLog  otherLog               // owned by listenLoop
+	cfg                       Config
+	log                       *slog.Logger
+	metrics                   *metrics
+	backend                   backend
+	outbox                    *backlog[outgoingEvent]
+	endQueue                  *backlog[endedSession]
+	ctx                       context.Context // of all loops
+	cancel                    context.CancelFunc
+	loops                     sync.WaitGroup // Go is called only with mu held and closed false
+	hooks                     atomic.Pointer[Hooks]
+	nodes                     nodeRegistry
+	bans                      banList
+	presence                  *presence
+	publishLimits, readLimits *limits
+	deadSince                 map[staleTag]time.Time // when a check first found the tag of a dead node; owned by presenceLoop
+	sweeps                    chan []staleTag        // to sweepLoop; never closed
+	otherLog                  otherLog               // owned by listenLoop
 
 	mu      sync.Mutex // Protects following.
 	started bool
@@ -165,7 +167,8 @@ func newNode(cfg Config, s backend, m *metrics) *Node {
 		outbox: newBacklog[outgoingEvent](maxQueuedEvents), endQueue: newBacklog[endedSession](maxQueuedEnds),
 		sweeps: make(chan []staleTag, 1),
 	}
-	n.presence, n.limits = newPresence(n, cfg.LeaveGrace), newLimits(n, cfg.Rates)
+	n.presence, n.publishLimits = newPresence(n, cfg.LeaveGrace), newLimits(n, "l:", cfg.Rates)
+	n.readLimits = newLimits(n, "lr:", cfg.ReadRates)
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n
 }

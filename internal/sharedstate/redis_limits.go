@@ -19,7 +19,7 @@ func (r *redisBackend) consume(ctx context.Context, rates [measureCount]rate, ba
 			for m, rate := range rates {
 				args = append(args, rate.perSecond, rate.burst, u.spent[m])
 			}
-			calls[i] = &call{script: consumeScript, keys: []string{r.prefix + "l:" + u.user}, args: args}
+			calls[i] = &call{script: consumeScript, keys: []string{r.prefix + u.key}, args: args}
 		}
 		_ = r.run(ctx, opLimits, calls...) // the calls have their errors
 		for i, c := range calls {

@@ -16,6 +16,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+// DefaultMaxPending is how many publications wait for the database at most.
+const DefaultMaxPending = 32768
+
 // Config has the location of the log and its bounds. A zero field means the
 // default in its comment.
 type Config struct {
@@ -46,7 +49,7 @@ type Config struct {
 	// the timeout later, so that an attempt under way can finish.
 	AppendTimeout time.Duration
 	// MaxPending and MaxPendingBytes bound the pending publications of all
-	// append workers and atomic batches together (default 32768 publications,
+	// append workers and atomic batches together (default DefaultMaxPending publications,
 	// 64 MiB of data).
 	MaxPending      int
 	MaxPendingBytes int
@@ -98,7 +101,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.ConnLifetime, 30*time.Minute)
 	setDefault(&c.IDWindow, 10*time.Minute)
 	setDefault(&c.AppendTimeout, 5*time.Second)
-	setDefault(&c.MaxPending, 32768)
+	setDefault(&c.MaxPending, DefaultMaxPending)
 	setDefault(&c.MaxPendingBytes, 64<<20)
 	setDefault(&c.pingTimeout, c.AppendTimeout/5)
 	setDefault(&c.lockTimeout, lockTimeout(c.AppendTimeout))

@@ -54,6 +54,10 @@ faults: ## kill, stop, cut and stall everything under traffic, minutes a run; SE
 	$(GO) test -race -timeout 0 -count 1 -v -run '^($(FAULTS))$$' ./test/e2e -args -faults.long \
 	  -faults.seed $(or $(SEED),0) -faults.runs $(or $(RUNS),1) -faults.report '$(abspath $(REPORT))'
 
+hostile: ## strangers use up what a node gives everyone, beside honest clients and a node that nobody attacks, ten minutes
+	@scripts/deps
+	$(GO) test -timeout 0 -count 1 -v -run '^(TestStrangersDoNotUseUpANode|TestMembersThatAreBrieflyBehindAreNotClosed)$$' ./test/e2e -args -faults.long
+
 # The tests that make test runs with smaller numbers, without a service besides.
 STORMS = TestStorm.*|TestAnIdleConnectionIsSmall|TestAResumeOfEveryRoomIsNotRateLimited|TestAFloodDoesNotFloodTheAuditLog|TestProbesAndDrainsDoNotDeadlock|TestMovesLoseDuplicateAndReorderNothing
 storms: ## thousands of rooms, members, connections and moves at once in one process, at full size, two minutes

@@ -406,6 +406,13 @@ func (c *Conn) beginLinger(tcp *net.TCPConn) bool {
 	return true
 }
 
+// IsEnding reports whether the connection is closing, or has failed.
+func (c *Conn) IsEnding() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ending
+}
+
 // CloseStatus returns the code of the first close frame that was queued, 0 for
 // none, and whether the service decided to close.
 func (c *Conn) CloseStatus() (code protocol.CloseCode, ours bool) {

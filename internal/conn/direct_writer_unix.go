@@ -7,13 +7,21 @@ import "net"
 // init makes tryWrite possible on a TCP connection.
 func (w *directWriter) init(inner net.Conn) {
 	if tcp, ok := inner.(*net.TCPConn); ok {
-		if w.raw, _ = tcp.SyscallConn(); w.raw != nil { // nil after an error
-			limitBuffers(w.raw)
-		}
+		w.raw, _ = tcp.SyscallConn() // nil after an error
 	}
 	w.attempt = func(fd uintptr) bool {
 		w.n, w.err = sendNow(fd, w.buf)
 		return true // done: do not wait until the socket is writable
+	}
+}
+
+// LimitBuffers bounds what the kernel keeps for a TCP connection. It is called for each that
+// is accepted: WebSockets, and others whose answers nobody may read.
+func LimitBuffers(c net.Conn) {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		if raw, err := tcp.SyscallConn(); err == nil {
+			limitBuffers(raw)
+		}
 	}
 }
 

@@ -28,7 +28,7 @@ func TestTheKernelKeepsLittle(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	New(server, nil, Options{QueueBytes: 1 << 20, Budget: NewBudget(1 << 20), Tick: new(atomic.Int64)})
+	LimitBuffers(server)
 	raw, err := server.(syscall.Conn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"switchyard/internal/admission"
+	"switchyard/internal/conn"
 	"switchyard/internal/protocol"
 )
 
@@ -56,27 +57,28 @@ type listener struct {
 	net.Listener
 	log    *slog.Logger
 	failed prometheus.Counter
+	refuse func() // counts a connection that is ended
 	logNow rate.Sometimes
 
 	mu      sync.Mutex // Protects following.
 	reserve *os.File   // nil while its descriptor is in use
 }
 
-func newListener(l net.Listener, log *slog.Logger, failed prometheus.Counter) *listener {
-	own := &listener{Listener: l, log: log, failed: failed, logNow: rate.Sometimes{First: 1, Interval: acceptLogEvery}}
+func newListener(l net.Listener, log *slog.Logger, failed, refused prometheus.Counter) *listener {
+	own := &listener{Listener: l, log: log, failed: failed, refuse: refused.Inc, logNow: rate.Sometimes{First: 1, Interval: acceptLogEvery}}
 	own.restore()
 	return own
 }
 
 // Accept implements net.Listener.
 func (l *listener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
+	accepted, err := l.Listener.Accept()
 	if errors.Is(err, net.ErrClosed) {
 		return nil, err
 	}
 	if err == nil {
 		l.restore() // something else had taken the descriptor when the one in reserve was given back
-		return conn, nil
+		return l.guard(accepted), nil
 	}
 	l.failed.Inc()
 	l.logNow.Do(func() {
@@ -89,14 +91,20 @@ func (l *listener) Accept() (net.Conn, error) {
 		l.restore() // likewise; the next try can use it
 		return nil, err
 	}
-	if conn, err = l.Listener.Accept(); err != nil {
+	if accepted, err = l.Listener.Accept(); err != nil {
 		l.restore()
 		return nil, err
 	}
 	if l.restore() { // The wait was long enough for another descriptor to become free.
-		return conn, nil
+		return l.guard(accepted), nil
 	}
-	return &reservedConn{Conn: conn, restore: sync.OnceFunc(func() { l.restore() })}, nil
+	return &reservedConn{Conn: l.guard(accepted), restore: sync.OnceFunc(func() { l.restore() })}, nil
+}
+
+// guard bounds what an accepted connection takes.
+func (l *listener) guard(accepted net.Conn) net.Conn {
+	conn.LimitBuffers(accepted)
+	return newHeaderGuard(accepted, l.refuse)
 }
 
 // Close implements net.Listener.
@@ -156,6 +164,9 @@ func (c *reservedConn) SetReadDeadline(t time.Time) error {
 func countConns(server *http.Server, conns *admission.HTTPConns) {
 	gate := admission.NewAcceptGate(max(1, runtime.GOMAXPROCS(0)-1)) // one processor is left for the open ones
 	server.ConnState = func(c net.Conn, state http.ConnState) {
+		if g, ok := c.(*headerGuard); ok && state == http.StateIdle {
+			g.inHeader.Store(true)
+		}
 		gate.OnStateChange(c, state)
 		conns.OnStateChange(c, state)
 	}

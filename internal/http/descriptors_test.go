@@ -110,10 +110,10 @@ func TestAConnectionAfterDescriptorsAreFreedIsNotOnTheReserve(t *testing.T) {
 	defer conn.Close()
 	defer other.Close()
 	failed := prometheus.NewCounter(prometheus.CounterOpts{Name: "failed"})
-	l := newListener(&emptyListener{accepted: []net.Conn{nil, conn}}, slog.New(slog.DiscardHandler), failed)
+	l := newListener(&emptyListener{accepted: []net.Conn{nil, conn}}, slog.New(slog.DiscardHandler), failed, failed)
 	defer l.release()
 	got, err := l.Accept()
-	if err != nil || got != conn {
+	if g, ok := got.(*headerGuard); err != nil || !ok || g.Conn != conn {
 		t.Errorf("accepted %T, %v, want the connection itself", got, err)
 	}
 }
@@ -127,7 +127,7 @@ func TestTheReserveOfDescriptorsIsTakenAgain(t *testing.T) {
 	defer other.Close()
 	failed := prometheus.NewCounter(prometheus.CounterOpts{Name: "failed"})
 	for name, accepted := range map[string][]net.Conn{"while none is free": {nil, nil, conn}, "when some are free": {conn, nil, conn}} {
-		l := newListener(&emptyListener{accepted: accepted}, slog.New(slog.DiscardHandler), failed)
+		l := newListener(&emptyListener{accepted: accepted}, slog.New(slog.DiscardHandler), failed, failed)
 		l.release()
 		_, first := l.Accept()
 		if accepted[0] == nil && first == nil {

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"time"
@@ -248,9 +249,13 @@ func FrameLimit(connections, maxConnections int) ratelimit.Limit {
 	return ratelimit.Limit{PerSecond: perSecond, Burst: 25 * perSecond}
 }
 
-// pacedAtOnce is how many frames of a connection are counted at once: to wait after each
-// costs more than to handle it.
-const pacedAtOnce = 16
+const (
+	// pacedAtOnce is how many frames of a connection are waited for at once: to wait after
+	// each costs more than to handle it.
+	pacedAtOnce = 16
+	// maxPace bounds the wait for them, since the end of the connection does not end it.
+	maxPace = 5 * time.Second
+)
 
 // pace waits until the reader may send so many frames more, on all its connections together.
 // It belongs to the connection's reader, which reads nothing meanwhile.
@@ -263,12 +268,50 @@ func (sock *socket) pace(frames int) {
 		return
 	}
 	frames, sock.unpaced = sock.unpaced, 0
-	limits := sock.server.userFrames
-	if sock.identity.User == "" {
-		limits = sock.server.addressFrames
+	if wait := sock.countFrames(frames); wait > 0 {
+		time.Sleep(min(wait, maxPace))
 	}
-	if wait := limits.Reserve(sock.reader, sock.server.cfg.now(), frames); wait > 0 {
-		time.Sleep(wait) // at most as long as all its connections need for a frame each
+}
+
+// countFrames counts frames of the reader in any case, and returns how long to wait for them.
+func (sock *socket) countFrames(n int) (wait time.Duration) {
+	if sock.reader == "" {
+		return 0
+	}
+	return sock.server.framesOf(sock.identity.User).Reserve(sock.reader, sock.server.cfg.now(), n)
+}
+
+// framesOf returns the limits of frames of users, or those of addresses for anonymous ones.
+func (s *Server) framesOf(user string) *ratelimit.Keyed {
+	if user == "" {
+		return s.addressFrames
+	}
+	return s.userFrames
+}
+
+// awaitFrames waits, before a session is resumed whose rooms the service joins, until its
+// reader may send a frame. It returns an error if that would take longer than maxPace, or the
+// client goes.
+func (s *Server) awaitFrames(ctx context.Context, user string, network netip.Prefix) error {
+	reader, frames := readerOf(user, network), s.framesOf(user)
+	if reader == "" {
+		return nil
+	}
+	wait := frames.Used(reader).Wait(frames.Limit(), s.cfg.now())
+	if wait == 0 {
+		return nil
+	}
+	err := rateLimited("this user or address resumes too many rooms", wait)
+	if wait > maxPace {
+		return err
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return err
 	}
 }
 

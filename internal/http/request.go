@@ -134,6 +134,9 @@ func publishID(r *http.Request, inBody string) (string, error) {
 // queryOne returns an optional query parameter. It refuses a malformed query and a
 // repeated name: ignoring them would answer a different question.
 func queryOne(r *http.Request, name string) (value string, given bool, err error) {
+	if strings.Count(r.URL.RawQuery, "&") >= protocol.MaxQueryNames {
+		return "", false, &message.InvalidError{Field: "query", Reason: "must have at most 32 names"}
+	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return "", false, &message.InvalidError{Field: "query", Reason: "must be name=value, joined by &, with whole percent escapes"}

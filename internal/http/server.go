@@ -280,7 +280,7 @@ func (s *Server) Serve(l net.Listener) error { return s.serve(s.public, l) }
 func (s *Server) ServeAdmin(l net.Listener) error { return s.serve(s.admin, l) }
 
 func (s *Server) serve(h *http.Server, l net.Listener) error {
-	if err := h.Serve(newListener(l, s.log, s.metrics.acceptErrors)); !errors.Is(err, http.ErrServerClosed) {
+	if err := h.Serve(newListener(l, s.log, s.metrics.acceptErrors, s.metrics.httpConnsRefused)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving on %s: %w", l.Addr(), err)
 	}
 	return nil

@@ -36,11 +36,15 @@ func (sock *socket) attachSession(o protocol.Handshake, user string) (secret str
 }
 
 // rejoin joins the rooms of a resumed session from their confirmed positions, as if
-// the client had asked for it. It returns nil.
+// the client had asked for it, until the connection ends. They count as frames that were sent,
+// without a wait: see awaitFrames. It returns nil.
 func (sock *socket) rejoin() error {
 	for _, p := range sock.session.RoomsToRejoin() {
+		if sock.conn.IsEnding() {
+			break
+		}
 		sock.dispatch(&protocol.Request{Type: protocol.TypeJoin, Room: p.Room, Epoch: p.Epoch, After: p.Seq, HasAfter: true})
-		sock.pace(1)
+		sock.countFrames(1)
 	}
 	return nil
 }

@@ -316,3 +316,64 @@ func TestBadSubprotocolsAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// A session of many rooms that is resumed again and again waits for its turn, and holds no
+// connections that others could have.
+func TestResumesOfManyRoomsAreLimited(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		n, _ := startSessionNode(t, func(c *Config) {
+			trustLoopback(c)
+			c.MaxPerUser, c.MaxPerAddress = 100, 1000
+		})
+		const rooms, atOnce, perSecond = 200, 10_000, 400 // docs/limits.md
+		address := http.Header{"X-Forwarded-For": {"198.51.100.1"}}
+		dial := func(offer ...string) (*websocket.Conn, *http.Response, error) {
+			return websocket.Dial(t.Context(), "ws://"+n.addr+"/ws?rooms=1", &websocket.DialOptions{
+				HTTPClient: n.httpClient(), HTTPHeader: address, Subprotocols: append([]string{"switchyard.v1"}, offer...),
+			})
+		}
+		ws, _, err := dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := &browser{t, ws}
+		secret, _ := b.read()["session"].(string)
+		for i := range rooms {
+			b.send(`{"type":"join","room":"room-%d"}`, i)
+		}
+		for range rooms {
+			b.until("joined")
+		}
+		time.Sleep(2 * time.Second) // it is saved
+		_ = ws.CloseNow()
+		began := time.Now()
+		for range 2 * atOnce / rooms {
+			ws, _, err := dial("session." + secret)
+			if err != nil {
+				t.Fatalf("a resume: %v", err)
+			}
+			go func() {
+				for {
+					if _, _, err := ws.Read(t.Context()); err != nil {
+						return
+					}
+				}
+			}()
+			time.Sleep(20 * time.Millisecond) // its rooms are joined
+			defer func() { _ = ws.CloseNow() }()
+		}
+		if took, want := time.Since(began), atOnce/perSecond*time.Second; took < want*9/10 || took > want*12/10 {
+			t.Errorf("%d rooms were resumed in %v, want about %v", 2*atOnce, took, want)
+		}
+		// Clients that go at once leave nothing behind, whatever is owed for them.
+		for range 50 {
+			if ws, _, err := dial("session." + secret); err == nil {
+				_ = ws.CloseNow()
+			}
+		}
+		time.Sleep(10 * time.Second)
+		if got := n.metric("websocket_active_connections"); got != "0" {
+			t.Errorf("%s connections are held by clients that are gone", got)
+		}
+	})
+}

@@ -92,6 +92,9 @@ func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if g, ok := c.(*headerGuard); ok {
+		c = g.Conn // there are no more headers
+	}
 	// Bytes that the client sent right after its handshake are in net/http's
 	// buffer.
 	preread, _ := old.Reader.Peek(old.Reader.Buffered())
@@ -167,6 +170,9 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	client, err := s.auth.authenticateHandshake(r.Context(), callerOf(r).Network, handshake, slot)
+	if err == nil && client.known && handshake.RejoinRooms && handshake.Session != "" {
+		err = s.awaitFrames(r.Context(), client.identity.User, callerOf(r).Network)
+	}
 	if err != nil {
 		slot.Release(nil)
 		result := "refused"

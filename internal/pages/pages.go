@@ -83,6 +83,7 @@ func file(name string, content []byte) http.HandlerFunc {
 			h.Set("Content-Type", kind)
 		}
 		h.Set("ETag", tag)
+		r.Header.Del("Range") // nobody needs a part of a small file, and ten thousand of them cost much
 		http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(content))
 	}
 }

@@ -3,6 +3,7 @@ package pages
 import (
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 )
 
@@ -23,5 +24,15 @@ func TestFilesAreRevalidatedByETag(t *testing.T) {
 		if first.Header().Get("Cache-Control") != "no-cache" {
 			t.Errorf("%s may be used without revalidation", path)
 		}
+	}
+}
+
+// Ranges of a small file are of no use, and each costs a part of the answer.
+func TestRangesAreIgnored(t *testing.T) {
+	r, w := httptest.NewRequest(http.MethodGet, "/openapi.yaml", nil), httptest.NewRecorder()
+	r.Header.Set("Range", "bytes=0-0"+strings.Repeat(",0-0", 1000))
+	Handlers(false)["/openapi.yaml"](w, r)
+	if w.Code != http.StatusOK || w.Header().Get("Content-Range") != "" || w.Body.Len() > 200_000 {
+		t.Errorf("%d with %d bytes, want the whole file", w.Code, w.Body.Len())
 	}
 }

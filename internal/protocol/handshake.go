@@ -27,6 +27,9 @@ type Handshake struct {
 	RejoinRooms bool
 }
 
+// MaxQueryNames is how many names a query may have.
+const MaxQueryNames = 32
+
 // ReadHandshake reads what a handshake carries. An error names the field and
 // its bound, and repeats nothing that the client sent.
 func ReadHandshake(r *http.Request) (h Handshake, err error) {
@@ -59,6 +62,9 @@ func ReadHandshake(r *http.Request) (h Handshake, err error) {
 	}
 	if len(sessions) > 0 && !CheckSession(h.Session) {
 		return Handshake{}, invalidError("session", "must be 1 to 128 of A-Z a-z 0-9 . _ -")
+	}
+	if strings.Count(r.URL.RawQuery, "&") >= MaxQueryNames {
+		return Handshake{}, invalidError("query", "must have at most 32 names")
 	}
 	h.RejoinRooms = r.URL.Query().Get("rooms") == "1"
 	return h, nil

@@ -44,9 +44,10 @@ type Session struct {
 	// joinsPending means that, with rejoinRooms, some joins were not complete at
 	// the last save.
 	joinsPending bool
-	failedSaves  int  // failed saves in a row, since there was a new reason to save
-	detached     bool // the connection has ended: record.Rooms are final
-	released     bool // a newer connection owns the session, or it was deleted
+	failedSaves  int       // failed saves in a row, since there was a new reason to save
+	lastSoon     time.Time // of RoomsChanged
+	detached     bool      // the connection has ended: record.Rooms are final
+	released     bool      // a newer connection owns the session, or it was deleted
 	// closeTimer closes the older connection of a takeover, at closeAt.
 	closeTimer *time.Timer
 	closeAt    time.Time
@@ -86,10 +87,30 @@ func (s *Session) RoomsToRejoin() []message.RoomPosition {
 // RoomsChanged saves the session soon if the client relies on it for its rooms. It is
 // called after a join and a leave.
 func (s *Session) RoomsChanged() {
-	if s != nil && s.rejoinRooms {
-		s.forgetFailedSaves()
-		s.set.writer.scheduleSoon(s)
+	if s == nil || !s.rejoinRooms {
+		return
 	}
+	s.forgetFailedSaves()
+	if s.maySaveSoon(time.Now()) {
+		s.set.writer.scheduleSoon(s)
+	} else {
+		s.set.writer.schedule(s)
+	}
+}
+
+// soonPerRoom is the time between two saves soon for each room of a session: a save has all
+// of them, so that one of a thousand rooms costs as much a second as one of few.
+const soonPerRoom = time.Millisecond
+
+// maySaveSoon reports whether the last save soon was long enough ago, and counts one.
+func (s *Session) maySaveSoon(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.lastSoon) < time.Duration(len(s.record.Rooms))*soonPerRoom {
+		return false
+	}
+	s.lastSoon = now
+	return true
 }
 
 // PingSent records which frames were sent before the ping that has this counter. It is

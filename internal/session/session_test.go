@@ -236,3 +236,22 @@ func TestTheEndOfAConnection(t *testing.T) {
 		}
 	})
 }
+
+// A session of a thousand rooms is not saved after each join: a save has all of them.
+func TestALargeSessionIsSavedSoonLessOften(t *testing.T) {
+	s := &Session{record: message.Session{Rooms: make([]message.RoomPosition, 1000)}}
+	now := time.Now()
+	saves := 0
+	for i := range 100 {
+		if s.maySaveSoon(now.Add(time.Duration(i) * 50 * time.Millisecond)) {
+			saves++
+		}
+	}
+	if saves != 5 {
+		t.Errorf("%d saves in five seconds, want one a second", saves)
+	}
+	s.record.Rooms = s.record.Rooms[:1]
+	if !s.maySaveSoon(now.Add(5*time.Second)) || !s.maySaveSoon(now.Add(5*time.Second+50*time.Millisecond)) {
+		t.Error("a session of one room is not saved soon twice")
+	}
+}

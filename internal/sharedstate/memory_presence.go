@@ -121,11 +121,17 @@ func (m *nodeView) roomPresence(
 ) (message.Presence, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	count := 0
 	entries := []message.PresenceEntry{}
 	for session, e := range m.rooms[room] {
-		if alive[nodeOf(e.tag)] {
+		if !alive[nodeOf(e.tag)] {
+			continue
+		}
+		if count++; count <= limit+1 { // those of a larger room are not listed
 			entries = append(entries, message.PresenceEntry{Session: session, User: e.user})
 		}
 	}
-	return presenceOf(entries, limit), nil
+	p := presenceOf(entries, limit)
+	p.Count = count
+	return p, nil
 }

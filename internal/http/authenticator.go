@@ -28,6 +28,8 @@ type authenticator struct {
 	verifier Verifier
 	bans     Bans
 	failures *failureLimit
+	// checks limits how many tokens of an address are checked, by network; see connectLimit.
+	checks *ratelimit.Keyed
 	// connects limits how often a user may connect, by user; see connectLimit.
 	connects   *ratelimit.Keyed
 	now        func() time.Duration
@@ -70,6 +72,11 @@ func (a *authenticator) readHandshake(r *http.Request) (protocol.Handshake, erro
 func (a *authenticator) verify(ctx context.Context, network netip.Prefix, token string) (auth.Identity, error) {
 	if wait := a.failures.wait(network); wait > 0 {
 		return auth.Identity{}, rateLimited("too many tokens with a wrong signature came from this address", wait)
+	}
+	if network.IsValid() {
+		if wait := a.checks.Take(network.String(), a.now(), 1); wait > 0 {
+			return auth.Identity{}, rateLimited("too many tokens a second came from this address", wait)
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 	defer cancel()

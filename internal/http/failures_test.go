@@ -97,3 +97,42 @@ func TestForgedTokensInAllAreBounded(t *testing.T) {
 		t.Errorf("later: wait %v", wait)
 	}
 }
+
+// The check of a token costs more than a request: those of one address are bounded, good ones
+// as well, through whatever door they come.
+func TestTokensOfAnAddressAreCheckedAtALimitedRate(t *testing.T) {
+	var clock manualClock
+	n := startKeyedNode(t, "", func(c *Config) {
+		trustLoopback(c)
+		c.MaxPerAddress, c.MaxHandshakeRate, c.now = 30, 250, clock.now
+	})
+	const atOnce, perSecond = 2 * 50, 50 // docs/limits.md: a fifth of the handshakes, which are more than the connections
+	good := tokenOf("ann", time.Hour, everyRoom)
+	call := func(addr string) int {
+		status, _ := n.rawGet("/v1/rooms/a/messages", "Host: 127.0.0.1\r\nX-Forwarded-For: "+addr+"\r\nAuthorization: Bearer "+good+"\r\n")
+		return status
+	}
+	checked := func() (checked int) {
+		for call("198.51.100.1") == 200 {
+			checked++
+		}
+		return checked
+	}
+	b := n.open(fromAddress("198.51.100.1"))
+	b.send(`{"type":"auth","token":%q}`, good)
+	b.until("authenticated")
+	if got := checked(); got != atOnce-1 {
+		t.Errorf("%d calls are checked beside a frame, want %d", got, atOnce-1)
+	}
+	b.send(`{"type":"auth","token":%q}`, good)
+	if got := b.until("error"); got["code"] != "rate_limited" {
+		t.Errorf("a frame: %v", got)
+	}
+	if got := call("198.51.100.2"); got != 200 {
+		t.Errorf("another address: %d", got)
+	}
+	clock.advance(time.Second)
+	if got := checked(); got != perSecond {
+		t.Errorf("%d calls are checked a second later, want %d", got, perSecond)
+	}
+}

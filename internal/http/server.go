@@ -223,7 +223,8 @@ func New(cfg Config) *Server {
 		}),
 		auth: &authenticator{
 			verifier: cfg.Verifier, bans: cfg.Bans, failures: newFailureLimit(cfg.now),
-			connects: ratelimit.NewKeyed(connectLimit(cfg.MaxHandshakeRate/50, cfg.MaxPerUser)), now: cfg.now,
+			connects: ratelimit.NewKeyed(connectLimit(cfg.MaxHandshakeRate/50, cfg.MaxPerUser)),
+			checks:   ratelimit.NewKeyed(connectLimit(cfg.MaxHandshakeRate/5, cfg.MaxPerAddress)), now: cfg.now,
 			queryToken: cfg.AuthQueryToken,
 		},
 		frameLimits:   cfg.Rates.frameRates(cfg.MaxRooms),

@@ -2,13 +2,18 @@ package http
 
 import (
 	"errors"
+	"io"
 	"net"
 	"sync/atomic"
+	"time"
 )
 
 // maxHeaderLines bounds the lines of a request's header. net/http bounds its bytes alone, and
 // ten thousand short lines take a megabyte.
 const maxHeaderLines = 256
+
+// refusedHeaderTimeout bounds the time for the answer to a header with more.
+const refusedHeaderTimeout = 500 * time.Millisecond
 
 // A headerGuard is an accepted connection that ends when a header has too many lines. What is
 // read of the next request together with the end of the last one is not counted.
@@ -28,17 +33,24 @@ func newHeaderGuard(c net.Conn, refused func()) *headerGuard {
 	return g
 }
 
-var errTooManyHeaderLines = errors.New("a request's header has too many lines")
-
 // Read implements net.Conn.
 func (g *headerGuard) Read(p []byte) (int, error) {
 	n, err := g.Conn.Read(p)
 	if g.inHeader.Load() && !g.count(p[:n]) {
-		g.refused()
-		_ = g.Close()
-		return 0, errTooManyHeaderLines
+		g.refuse()
+		return 0, io.EOF // net/http closes the connection
 	}
 	return n, err
+}
+
+// refuse answers as net/http answers a header of too many bytes, and reads on for a moment:
+// with bytes unread the close would be a reset, which the answer does not survive.
+func (g *headerGuard) refuse() {
+	g.refused()
+	_ = g.SetDeadline(time.Now().Add(refusedHeaderTimeout))
+	_, _ = io.WriteString(g.Conn, "HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+	_ = g.CloseWrite()
+	_, _ = io.CopyN(io.Discard, g.Conn, headerBytes)
 }
 
 // count counts the lines of a header up to its end, and returns false if there are too many.

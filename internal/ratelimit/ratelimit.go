@@ -40,6 +40,16 @@ func (s *State) Take(l Limit, now time.Duration, n int) (wait time.Duration) {
 	return 0
 }
 
+// Reserve uses n events in any case, and returns how long to wait until they would have been
+// available. So callers that wait are served in the order of their calls.
+func (s *State) Reserve(l Limit, now time.Duration, n int) (wait time.Duration) {
+	if l.PerSecond <= 0 {
+		return 0
+	}
+	*s = State(max(int64(*s), int64(now)) + l.cost(n))
+	return max(0, time.Duration(s.owed(now)-l.cost(max(1, l.Burst))))
+}
+
 // Wait returns how long to wait until one event is available at the time now, without
 // using it.
 func (s State) Wait(l Limit, now time.Duration) time.Duration { return s.Take(l, now, 1) }
@@ -102,23 +112,16 @@ func (k *Keyed) Limit() Limit { return k.limit }
 
 // Take is State.Take for a key.
 func (k *Keyed) Take(key string, now time.Duration, n int) (wait time.Duration) {
-	if k.limit.PerSecond <= 0 {
-		return 0
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	s, known := k.states[key]
-	if !known && len(k.states) >= k.sweepAt {
-		k.sweep(now)
-	}
-	wait = s.Take(k.limit, now, n)
-	k.states[key] = s
-	return wait
+	return k.use(key, now, n, (*State).Take)
 }
 
-// Reserve uses n events of a key in any case, and returns how long to wait until they
-// would have been available. So callers that wait are served in turn.
+// Reserve is State.Reserve for a key.
 func (k *Keyed) Reserve(key string, now time.Duration, n int) (wait time.Duration) {
+	return k.use(key, now, n, (*State).Reserve)
+}
+
+// use changes the state of a key by f.
+func (k *Keyed) use(key string, now time.Duration, n int, f func(*State, Limit, time.Duration, int) time.Duration) time.Duration {
 	if k.limit.PerSecond <= 0 {
 		return 0
 	}
@@ -128,9 +131,9 @@ func (k *Keyed) Reserve(key string, now time.Duration, n int) (wait time.Duratio
 	if !known && len(k.states) >= k.sweepAt {
 		k.sweep(now)
 	}
-	s = State(max(int64(s), int64(now)) + k.limit.cost(n))
+	wait := f(&s, k.limit, now, n)
 	k.states[key] = s
-	return max(0, time.Duration(s.owed(now)-k.limit.cost(max(1, k.limit.Burst))))
+	return wait
 }
 
 // Used returns the state of a key.

@@ -298,23 +298,25 @@ func (a *App) startHub(context.Context) error {
 	return nil
 }
 
-// serve accepts connections until the listeners close.
-func (a *App) serve(public, admin net.Listener) {
-	go func() { a.failed <- a.http.Serve(public) }()
-	go func() { a.failed <- a.http.ServeAdmin(admin) }()
+// openListeners opens the addresses for clients and for operators.
+func (a *App) openListeners(ctx context.Context) (public, admin net.Listener, err error) {
+	var lc net.ListenConfig
+	addr, adminAddr := a.opt.Config.HTTP.ListenAddr, a.opt.Config.Admin.Addr
+	if public, err = lc.Listen(ctx, "tcp", addr); err != nil {
+		return nil, nil, fmt.Errorf("LISTEN_ADDR=%s: %w; choose a free address", addr, err)
+	}
+	if admin, err = lc.Listen(ctx, "tcp", adminAddr); err != nil {
+		_ = public.Close()
+		return nil, nil, fmt.Errorf("ADMIN_ADDR=%s: %w; choose a free address", adminAddr, err)
+	}
+	return public, admin, nil
 }
 
 func (a *App) listen(ctx context.Context) error {
 	c := a.opt.Config.HTTP
-	var lc net.ListenConfig
-	public, err := lc.Listen(ctx, "tcp", c.ListenAddr)
+	public, admin, err := a.openListeners(ctx)
 	if err != nil {
-		return fmt.Errorf("LISTEN_ADDR=%s: %w; choose a free address", c.ListenAddr, err)
-	}
-	admin, err := lc.Listen(ctx, "tcp", a.opt.Config.Admin.Addr)
-	if err != nil {
-		_ = public.Close()
-		return fmt.Errorf("ADMIN_ADDR=%s: %w; choose a free address", a.opt.Config.Admin.Addr, err)
+		return err
 	}
 	a.listener = public
 	a.http = httpd.New(httpd.Config{
@@ -361,7 +363,8 @@ func (a *App) listen(ctx context.Context) error {
 	})
 	a.verifier.LogConfig()
 	a.sharedState.Start(sharedstate.Hooks{Status: a.http.Status, Notify: a.handleNodeEvent, Epoch: a.hub.Epoch})
-	a.serve(public, admin)
+	go func() { a.failed <- a.http.Serve(public) }()
+	go func() { a.failed <- a.http.ServeAdmin(admin) }()
 	a.lifecycle.onStop("http", httpStopTimeout, a.http.Shutdown)
 	a.lifecycle.onStop("clients", a.opt.Config.Drain.Timeout+clientsStopTimeout, a.http.DrainForShutdown)
 	return nil

@@ -110,9 +110,9 @@ func planMemory(limit int64, maxConnections int, queueTotalBytes int64) memoryPl
 	if p.queues < queueTotalBytes {
 		p.capped = append(p.capped, fmt.Sprintf("QUEUE_TOTAL_BYTES=%d is over half of the memory; %d bytes are used", queueTotalBytes, p.queues))
 	}
-	room := int((limit - processBytes - p.queues - p.pending - p.hub) / connectionBytes)
-	if room < p.connections {
-		p.connections = min(p.connections, max(room, leastConnections))
+	affordable := int((limit - processBytes - p.queues - p.pending - p.hub) / connectionBytes)
+	if affordable < p.connections {
+		p.connections = min(p.connections, max(affordable, leastConnections))
 		p.capped = append(p.capped, fmt.Sprintf("MAX_CONNECTIONS=%d needs %d MiB beside what the queues and rooms may take; there is memory for %d connections",
 			maxConnections, maxConnections*connectionBytes>>20, p.connections))
 	}

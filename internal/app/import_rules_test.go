@@ -44,19 +44,20 @@ var importRules = []importRule{
 	{"internal/auth", []string{
 		"internal/message", "github.com/golang-jwt/jwt/v5", "github.com/MicahParks/jwkset", prometheus,
 	}},
-	{"internal/hub", []string{"internal/message", "internal/protocol", prometheus}},
+	{"internal/hub", []string{"internal/message", "internal/protocol", "internal/fairqueue", prometheus}},
 	{"internal/store", []string{
 		"internal/message", "migrations", "github.com/jackc/pgx/v5", "modernc.org/sqlite", "github.com/pressly/goose/v3", windows, prometheus,
 	}},
 	{"internal/broker", []string{"internal/message", redis, prometheus}},
 	{"internal/sharedstate", []string{"internal/message", redis, prometheus}},
 	{"internal/ratelimit", nil},
+	{"internal/fairqueue", nil},
 	{"internal/audit", []string{prometheus}},
 	{"internal/ingress", nil},
 	{"internal/admission", []string{"internal/protocol"}},
 	{"internal/wheel", nil},
 	{"internal/pages", []string{"web"}},
-	{"internal/conn", []string{"internal/protocol", "internal/ratelimit", unix}},
+	{"internal/conn", []string{"internal/protocol", "internal/ratelimit", "internal/fairqueue", unix}},
 	{"internal/drain", []string{"internal/protocol", prometheus}},
 	{"internal/session", []string{"internal/message", "internal/protocol"}},
 	{"internal/http", []string{

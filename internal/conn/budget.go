@@ -3,11 +3,12 @@ package conn
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
+
+	"switchyard/internal/fairqueue"
 )
 
 // budgetShards is how many locks the frames of a Budget share.
@@ -37,12 +38,11 @@ type Budget struct {
 	tight    chan struct{}
 	shards   [budgetShards]budgetShard
 
-	waitingCount atomic.Int64 // of reservations, for those that look without the lock
+	waitingCount atomic.Int64 // of the reservations that wait, for those that look without the lock
 
-	// mu protects the fields below, and makes a reservation one step.
+	// mu protects waiting, and makes a reservation one step.
 	mu      sync.Mutex
-	waiting map[any][]*reservation // of each reader, in the order of their calls
-	turns   []any                  // the readers that wait, in the order of their turns
+	waiting fairqueue.Queue[*reservation]
 }
 
 // A reservation is a call of Reserve that waits.
@@ -60,7 +60,7 @@ type budgetShard struct {
 
 // NewBudget returns a budget of limit bytes.
 func NewBudget(limit int64) *Budget {
-	b := &Budget{Timeout: ReserveTimeout, limit: limit, tight: make(chan struct{}, 1), waiting: map[any][]*reservation{}}
+	b := &Budget{Timeout: ReserveTimeout, limit: limit, tight: make(chan struct{}, 1)}
 	for i := range b.shards {
 		b.shards[i].queues = map[*byte]int{}
 	}
@@ -94,10 +94,10 @@ func (b *Budget) Shortage() (bytes int64, isShort, urgent bool) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.turns) == 0 {
+	if b.waiting.IsEmpty() {
 		return 0, false, false
 	}
-	first := b.next()
+	first := b.waiting.Next()
 	return b.used() + first.bytes - b.limit/4*3, true, time.Since(first.began) >= urgentAfter
 }
 
@@ -117,23 +117,18 @@ func (b *Budget) signalTight() {
 }
 
 // Reserve waits until there are n bytes for what is about to be read, and reserves them
-// until Free is called with as many. Calls that wait are served reader by reader, one each, so
-// that one with a thousand delays another's by one; a reader is anything that is equal for its
-// calls only. It returns an error when ctx ends or after Timeout.
+// until Free is called with as many. Calls that wait are served reader by reader, one each. It returns an error when ctx ends or after Timeout.
 func (b *Budget) Reserve(ctx context.Context, reader any, n int) error {
 	b.mu.Lock()
 	b.waitingCount.Add(1) // before fits, or what is released meanwhile would go unseen
-	if len(b.turns) == 0 && b.fits(int64(n)) {
+	if b.waiting.IsEmpty() && b.fits(int64(n)) {
 		b.reserved.Add(int64(n))
 		b.waitingCount.Add(-1)
 		b.mu.Unlock()
 		return nil
 	}
 	r := &reservation{int64(n), time.Now(), make(chan struct{})}
-	if len(b.waiting[reader]) == 0 {
-		b.turns = append(b.turns, reader)
-	}
-	b.waiting[reader] = append(b.waiting[reader], r)
+	b.waiting.Push(reader, r)
 	b.mu.Unlock()
 	b.signalTight()
 	ctx, cancel := context.WithTimeout(ctx, b.Timeout)
@@ -154,20 +149,12 @@ func (b *Budget) Reserve(ctx context.Context, reader any, n int) error {
 func (b *Budget) withdraw(reader any, r *reservation) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	i := slices.Index(b.waiting[reader], r)
-	if i < 0 {
+	if !b.waiting.Remove(reader, r) {
 		return false
 	}
 	b.waitingCount.Add(-1)
-	if b.waiting[reader] = slices.Delete(b.waiting[reader], i, i+1); len(b.waiting[reader]) == 0 {
-		delete(b.waiting, reader)
-		b.turns = slices.DeleteFunc(b.turns, func(other any) bool { return other == reader })
-	}
 	return true
 }
-
-// next returns the reservation whose turn is next, of which there is one. Caller holds mu.
-func (b *Budget) next() *reservation { return b.waiting[b.turns[0]][0] }
 
 // Free gives back what Reserve has reserved. An answer is held by its queue by now.
 func (b *Budget) Free(n int) {
@@ -182,14 +169,8 @@ func (b *Budget) grant() {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for len(b.turns) > 0 && b.fits(b.next().bytes) {
-		reader, first := b.turns[0], b.next()
-		b.turns = b.turns[1:]
-		if b.waiting[reader] = b.waiting[reader][1:]; len(b.waiting[reader]) > 0 {
-			b.turns = append(b.turns, reader)
-		} else {
-			delete(b.waiting, reader)
-		}
+	for !b.waiting.IsEmpty() && b.fits(b.waiting.Next().bytes) {
+		first := b.waiting.Pop()
 		b.waitingCount.Add(-1)
 		b.reserved.Add(first.bytes)
 		close(first.granted)

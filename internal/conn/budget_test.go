@@ -166,8 +166,7 @@ func TestABudgetSaysWhenItIsSpent(t *testing.T) {
 	})
 }
 
-// Who waits for memory is told after a while that there is none, and delays nobody after
-// that.
+// Reserve fails when there is no memory for five seconds, and the next caller goes on.
 func TestTheWaitForMemoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudget(1 << 20)
@@ -229,8 +228,8 @@ func TestReadersTakeTurnsForMemory(t *testing.T) {
 		if got != " ann ann bob eve ann ann" {
 			t.Errorf("served%s", got)
 		}
-		if len(b.waiting) != 0 || b.used() != 0 {
-			t.Errorf("%d readers wait, %d bytes are used", len(b.waiting), b.used())
+		if !b.waiting.IsEmpty() || b.used() != 0 {
+			t.Errorf("%d bytes are used; somebody waits: %v", b.used(), !b.waiting.IsEmpty())
 		}
 	})
 }

@@ -243,80 +243,6 @@ func (c *Conn) Flushed(ctx context.Context) error {
 	}
 }
 
-// Answered waits until the last answer to a read has left, so that a client that takes
-// nothing causes one at most. It implements hub.Outlet. One goroutine calls it at a time: the
-// reader, which reads no other request meanwhile.
-func (c *Conn) Answered(ctx context.Context) error {
-	c.mu.Lock()
-	if c.answerLeft() {
-		c.mu.Unlock()
-		return nil
-	}
-	answered := make(chan struct{})
-	c.answered = answered
-	c.mu.Unlock()
-	select {
-	case <-answered: // bounded by the write deadline
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for a client to take an answer: %w", ctx.Err())
-	}
-}
-
-// SendAnswer is Send for the answer to a read. It implements hub.Outlet.
-func (c *Conn) SendAnswer(f protocol.Frame) bool {
-	ok := c.Send(f)
-	c.mu.Lock()
-	c.lastAnswer = c.sentBytes.Load()
-	c.mu.Unlock()
-	return ok
-}
-
-// CloseSlow closes a client that takes what is sent to it too slowly. It has timeout to
-// take the close frame, and what was written in part before it. CloseSlow returns false if
-// the connection was ending already.
-func (c *Conn) CloseSlow(timeout time.Duration) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ending {
-		return false
-	}
-	if c.closeSlow(); !c.failed {
-		_ = c.Conn.SetDeadline(time.Now().Add(timeout))
-	}
-	return true
-}
-
-// StuckFor returns how long the client has taken nothing, although something waits for it
-// here or in the socket, as far as earlier calls saw: the first one after it begins
-// returns 0. So do all where the system does not say what a client has taken.
-func (c *Conn) StuckFor() time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	taken, known := c.direct.taken()
-	switch {
-	case !known || c.queue.bytes+c.direct.unacked() == 0:
-		c.stuckSince = time.Time{}
-		return 0
-	case c.stuckSince.IsZero() || taken != c.taken:
-		c.stuckSince = time.Now()
-	}
-	c.taken = taken
-	return time.Since(c.stuckSince)
-}
-
-// IsStuck reports whether the client has taken nothing for so long that a write would have
-// failed: the kernel may still have room.
-func (c *Conn) IsStuck() bool { return c.StuckFor() >= writeTimeout }
-
-// Share returns how many bytes of the budget this connection uses, and whether it is
-// ending, which frees them soon. A frame that waits for others as well counts in part.
-func (c *Conn) Share() (bytes int, ending bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.queue.share(), c.ending
-}
-
 // enqueueOrClose queues a frame, or closes a slow client. Caller holds mu.
 func (c *Conn) enqueueOrClose(f protocol.Frame) bool {
 	if c.queue.bytes+len(f) > c.limit {
@@ -559,21 +485,6 @@ func (c *Conn) fail() {
 	c.queue.clear()
 	c.notifyAnswered()
 	_ = c.Conn.SetDeadline(time.Now())
-}
-
-// notifyAnswered wakes the caller of Answered when the last answer has left. Caller
-// holds mu.
-func (c *Conn) notifyAnswered() {
-	if c.answered != nil && c.answerLeft() {
-		close(c.answered)
-		c.answered = nil
-	}
-}
-
-// answerLeft reports whether the last answer to a read is written, or dropped. Caller
-// holds mu.
-func (c *Conn) answerLeft() bool {
-	return c.ending || c.sentBytes.Load()-int64(c.queue.bytes) >= c.lastAnswer
 }
 
 // notifyFlushed wakes the callers of Flushed and of Close. Caller holds mu.

@@ -23,28 +23,35 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// tcpPair returns a Conn over real TCP with small buffers, its client, and the
-// count of queued bytes.
-func tcpPair(t *testing.T, limit int) (*Conn, *net.TCPConn, *Budget) {
+// tcpEnds returns both ends of a TCP connection.
+func tcpEnds(t testing.TB) (server, client *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	client, err := net.Dial("tcp", l.Addr().String())
+	dialed, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := l.Accept()
+	accepted, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { client.Close(); server.Close() })
-	_ = client.(*net.TCPConn).SetReadBuffer(32 << 10)
-	_ = server.(*net.TCPConn).SetWriteBuffer(16 << 10)
+	t.Cleanup(func() { dialed.Close(); accepted.Close() })
+	return accepted.(*net.TCPConn), dialed.(*net.TCPConn)
+}
+
+// tcpPair returns a Conn over real TCP with small buffers, its client, and the
+// count of queued bytes.
+func tcpPair(t *testing.T, limit int) (*Conn, *net.TCPConn, *Budget) {
+	t.Helper()
+	server, client := tcpEnds(t)
+	_ = client.SetReadBuffer(32 << 10)
+	_ = server.SetWriteBuffer(16 << 10)
 	queued, tick := NewBudget(1<<40), new(atomic.Int64)
-	return New(server, nil, Options{QueueBytes: limit, Budget: queued, Tick: tick}), client.(*net.TCPConn), queued
+	return New(server, nil, Options{QueueBytes: limit, Budget: queued, Tick: tick}), client, queued
 }
 
 // parseFrames splits a stream into the opcodes and payloads of its frames. It fails

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,23 +12,9 @@ import (
 
 // The kernel keeps little of what a client does not take, beside what is on its way.
 func TestTheKernelKeepsLittle(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	client, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	server, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	server, _ := tcpEnds(t)
 	LimitBuffers(server)
-	raw, err := server.(syscall.Conn).SyscallConn()
+	raw, err := server.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,22 +37,9 @@ func BenchmarkUnsentLimit(b *testing.B) {
 	for _, limit := range []int{unsentLimit / 2, unsentLimit, 4 * unsentLimit, 1 << 30} {
 		pair := func(b *testing.B) (*Conn, net.Conn) {
 			b.Helper()
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer l.Close()
-			client, err := net.Dial("tcp", l.Addr().String())
-			if err != nil {
-				b.Fatal(err)
-			}
-			server, err := l.Accept()
-			if err != nil {
-				b.Fatal(err)
-			}
-			b.Cleanup(func() { client.Close(); server.Close() })
+			server, client := tcpEnds(b)
 			c := New(server, nil, Options{QueueBytes: 1 << 30, Budget: NewBudget(1 << 40), Tick: new(atomic.Int64)})
-			raw, err := server.(syscall.Conn).SyscallConn()
+			raw, err := server.SyscallConn()
 			if err != nil {
 				b.Fatal(err)
 			}

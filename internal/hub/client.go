@@ -273,22 +273,3 @@ func (m *member) retire(leave *protocol.Ref, reason error, kind message.Presence
 	t.hub.roomQuota.leave(m.client.reader)
 	t.hub.release(t)
 }
-
-// sendHistory answers with a page of the log. The client's next request waits for
-// the answer.
-func (c *Client) sendHistory(ctx context.Context, r *protocol.Request) error {
-	q := message.Range{Room: r.Room, After: r.After, Before: r.Before, Limit: r.Limit}
-	if !r.HasAfter && !r.HasBefore {
-		q.Before = protocol.MaxSeq // the newest messages
-	}
-	page, done, err := c.hub.History(ctx, c.readerKey(), q)
-	if err != nil {
-		c.hub.logger.Debug("history not read", "error", err)
-		return err
-	}
-	defer done()
-	answer := protocol.History(r.Ref, r.Room, &page)
-	c.chargeRead(len(answer))
-	c.out.SendAnswer(answer)
-	return nil
-}

@@ -13,7 +13,7 @@ import (
 // A reader with many reads and others with one each are served in turns.
 func TestReadersAreServedInTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := newFairQueue(1)
+		q := newHistorySlots(1)
 		if err := q.acquire(t.Context(), "first"); err != nil {
 			t.Fatal(err)
 		}
@@ -41,23 +41,23 @@ func TestReadersAreServedInTurns(t *testing.T) {
 		if want := []string{"greedy", "ada", "eve", "greedy", "greedy", "greedy"}; !slices.Equal(served, want) {
 			t.Errorf("served %q, want %q", served, want)
 		}
-		if q.free != 1 || len(q.waiting) != 0 || len(q.turns) != 0 {
-			t.Errorf("%d are free, %d readers wait for %d turns", q.free, len(q.waiting), len(q.turns))
+		if q.free != 1 || !q.waiting.IsEmpty() {
+			t.Errorf("%d are free; somebody waits: %v", q.free, !q.waiting.IsEmpty())
 		}
 	})
 }
 
 func TestAReadThatNoLongerWaitsTakesNoTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := newFairQueue(1)
+		q := newHistorySlots(1)
 		_ = q.acquire(t.Context(), "first")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := q.acquire(ctx, "ada"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("the wait ends with %v", err)
 		}
-		if len(q.waiting) != 0 || len(q.turns) != 0 {
-			t.Errorf("%d readers wait for %d turns", len(q.waiting), len(q.turns))
+		if !q.waiting.IsEmpty() {
+			t.Error("a read that has ended waits")
 		}
 		q.release()
 		if err := q.acquire(t.Context(), "eve"); err != nil {
@@ -68,7 +68,7 @@ func TestAReadThatNoLongerWaitsTakesNoTurn(t *testing.T) {
 
 // Whatever ends at the same moments, each read has its turn or an error, and none is lost.
 func TestTurnsAreNotLost(t *testing.T) {
-	q := newFairQueue(3)
+	q := newHistorySlots(3)
 	var reads sync.WaitGroup
 	for reader := range 8 {
 		for i := range 200 {
@@ -82,7 +82,7 @@ func TestTurnsAreNotLost(t *testing.T) {
 		}
 	}
 	reads.Wait()
-	if q.free != 3 || len(q.waiting) != 0 || len(q.turns) != 0 {
-		t.Errorf("%d are free, %d readers wait for %d turns", q.free, len(q.waiting), len(q.turns))
+	if q.free != 3 || !q.waiting.IsEmpty() {
+		t.Errorf("%d are free; somebody waits: %v", q.free, !q.waiting.IsEmpty())
 	}
 }

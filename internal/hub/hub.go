@@ -186,7 +186,7 @@ type Hub struct {
 	seed         maphash.Seed
 	shards       [shardCount]shard
 	readSlots    readSlots
-	historyReads *fairQueue
+	historySlots *historySlots
 	roomQuota    *roomQuota
 	// clientsWithAcks are clients whose outlets hold acks that ackLoop is to
 	// write.
@@ -229,7 +229,7 @@ func New(cfg Config) *Hub {
 		bootID:       binary.BigEndian.Uint64(boot[:]),
 		seed:         maphash.MakeSeed(),
 		readSlots:    newReadSlots(),
-		historyReads: newFairQueue(maxHistoryReads),
+		historySlots: newHistorySlots(maxHistoryReads),
 		roomQuota:    newRoomQuota(cfg.MaxRooms, cfg.bounds.roomBytes),
 
 		signalAges: newSignalAges(),
@@ -368,53 +368,6 @@ func (h *Hub) newID() string {
 	b := strconv.AppendUint(make([]byte, 0, 28), h.bootID, 36)
 	b = append(b, '-')
 	return string(strconv.AppendUint(b, h.ids.Add(1), 36))
-}
-
-// HistoryMemory is about the most that the answer with a page of history takes, in bytes.
-const HistoryMemory = 320 << 10
-
-// errNoMemoryForHistory refuses a read of history.
-var errNoMemoryForHistory = &protocol.Error{
-	Code:       protocol.CodeUnavailable,
-	Message:    "this node has no memory for the answer at the moment; see QUEUE_TOTAL_BYTES",
-	RetryAfter: time.Second,
-}
-
-// History returns a page of a room; done must be called when its answer is sent. Delivery
-// does not wait for it, so it does not set Range.ForDelivery. Calls that wait for others are
-// served reader by reader; a reader is anything that is equal for its calls only. All waits
-// together are bounded by logTimeout. The error is protocol.CodeUnavailable, or wraps message.ErrUnavailable.
-func (h *Hub) History(ctx context.Context, reader any, r message.Range) (page message.Page, done func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, logTimeout)
-	defer cancel()
-	if err := h.historyReads.acquire(ctx, reader); err != nil {
-		return page, nil, fmt.Errorf("waiting to read history: %w: %w", message.ErrUnavailable, err)
-	}
-	defer h.historyReads.release()
-	done, err = h.reserveHistory(ctx, reader)
-	if err != nil {
-		return page, nil, err
-	}
-	if r.Limit <= 0 || r.Limit > protocol.MaxHistory {
-		r.Limit = protocol.MaxHistory
-	}
-	r.MaxBytes = h.cfg.bounds.pageBytes
-	if page, err = h.cfg.Log.Read(ctx, r); err != nil {
-		done()
-		return page, nil, fmt.Errorf("reading history: %w: %w", message.ErrUnavailable, err)
-	}
-	return page, done, nil
-}
-
-// reserveHistory reserves the memory of a page until done is called.
-func (h *Hub) reserveHistory(ctx context.Context, reader any) (done func(), err error) {
-	if h.cfg.Memory == nil {
-		return func() {}, nil
-	}
-	if err := h.cfg.Memory.Reserve(ctx, reader, HistoryMemory); err != nil {
-		return nil, errNoMemoryForHistory
-	}
-	return func() { h.cfg.Memory.Free(HistoryMemory) }, nil
 }
 
 // sleep waits for d. It returns false if the hub closes first.

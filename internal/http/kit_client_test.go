@@ -144,7 +144,10 @@ func (n *node) rawHandshake(extra string, lines ...string) (net.Conn, *bufio.Rea
 
 // handshakeStatus sends a WebSocket handshake with the given header lines, and
 // returns the status of the answer.
-func (n *node) handshakeStatus(lines ...string) int {
+func (n *node) handshakeStatus(lines ...string) int { return n.handshakeStatusAt("/ws", lines...) }
+
+// handshakeStatusAt is handshakeStatus for a path with a query.
+func (n *node) handshakeStatusAt(path string, lines ...string) int {
 	n.t.Helper()
 	c, err := n.dialRaw(n.addr)
 	if err != nil {
@@ -157,7 +160,7 @@ func (n *node) handshakeStatus(lines ...string) int {
 	if !strings.Contains(strings.ToLower(strings.Join(all, "\n")), "\nhost:") {
 		all = append(all, "Host: "+n.addr)
 	}
-	fmt.Fprintf(c, "GET /ws HTTP/1.1\r\n%s\r\n\r\n", strings.Join(all, "\r\n"))
+	fmt.Fprintf(c, "GET %s HTTP/1.1\r\n%s\r\n\r\n", path, strings.Join(all, "\r\n"))
 	res, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
 		n.t.Fatalf("%q: %v", lines, err)

@@ -19,7 +19,8 @@ type UserLimits interface {
 	// nodes may be slightly old.
 	AllowPublish(user string, bytes int) (wait time.Duration)
 	// AllowRead counts a read of history or presence of a reader, a user or an
-	// address, likewise. The hub counts its bytes.
+	// address, likewise. ChargeRead counts the bytes of one over HTTP; the hub counts
+	// those that it sends itself.
 	AllowRead(reader string) (wait time.Duration)
 	ChargeRead(reader string, bytes int)
 }

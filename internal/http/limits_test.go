@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -398,63 +397,6 @@ func TestAReaderIsSlowedAtTwiceTheRates(t *testing.T) {
 		if frames, bytes := tt.rates.readLimits(5); frames != tt.frames || bytes != tt.bytes {
 			t.Errorf("%+v: frames %+v, bytes %+v", tt.rates, frames, bytes)
 		}
-	}
-}
-
-// One user or address can't use up the node with frames that cost little each, on however
-// many connections, be they requests, refused ones, or frames of the protocol below. They are
-// read later, and nobody else waits.
-func TestFramesOfAReaderArePaced(t *testing.T) {
-	leave := testkit.MaskedFrame(0x81, `{"type":"leave","room":"a"}`)
-	for name, tt := range map[string]struct {
-		frame             string
-		ofUser            bool
-		perSecond, atOnce int // docs/limits.md
-	}{
-		"requests":           {leave, false, 400, 10_000},
-		"requests of a user": {leave, true, 200, 5_000},
-		"bad requests":       {testkit.MaskedFrame(0x81, `{"type":"leave"}`), false, 400, 10_000},
-		"refused":            {testkit.MaskedFrame(0x81, `{"type":"signal","room":"a","data":1}`), false, 400, 10_000},
-		"control frames":     {testkit.MaskedFrame(0x8A, "pong"), false, 400, 10_000},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
-				change := func(c *Config) {
-					trustLoopback(c)
-					c.Rates.Publish, c.MaxPerUser, c.MaxPerAddress = 1, 100, 1000
-				}
-				n, from, options := (*node)(nil), "X-Forwarded-For: 198.51.100.1", fromAddress("198.51.100.2")
-				if tt.ofUser {
-					n = startKeyedNode(t, "", change)
-					from = "Authorization: Bearer " + tokenOf("ann", time.Hour, everyRoom)
-					options = withToken(tokenOf("bob", time.Hour, everyRoom))
-				} else {
-					n = startNode(t, change)
-				}
-				other := n.dial(options)
-				began := time.Now()
-				const connections = 20
-				var all sync.WaitGroup
-				for range connections {
-					flood := strings.Repeat(tt.frame, (tt.atOnce+5*tt.perSecond)/connections) + testkit.MaskedFrame(0x81, `{"type":"ping"}`)
-					_, r := n.rawHandshake(flood, from)
-					all.Go(func() {
-						for payload := ""; !strings.Contains(payload, `"pong"`); {
-							_, payload = readFrame(t, r)
-						}
-					})
-				}
-				all.Wait()
-				if took := time.Since(began); took < 3*time.Second || took > 6*time.Second { // the last ones are counted later
-					t.Errorf("%d frames were read in %v, want about 5s", tt.atOnce+5*tt.perSecond, took)
-				}
-				began = time.Now()
-				other.send(`{"type":"join","room":"a"}`)
-				if other.until("joined"); time.Since(began) > 0 {
-					t.Errorf("another reader waited %v", time.Since(began))
-				}
-			})
-		})
 	}
 }
 

@@ -225,6 +225,7 @@ func TestSlowClientsMakeWayForWhoWaits(t *testing.T) {
 }
 
 // Clients with a little waiting are not closed for who waits for memory: it would not help.
+// Those with more are.
 func TestClientsWithALittleStay(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		const total = 4 << 20
@@ -240,6 +241,20 @@ func TestClientsWithALittleStay(t *testing.T) {
 		}
 		if got := n.metric("websocket_memory_closes_total"); got != "0" {
 			t.Errorf("%s were closed", got)
+		}
+		const little = 16 << 10 // decision 24
+		for _, size := range []int{little - 1000, little + 1} {
+			n.rawHandshake("")
+			synctest.Wait()
+			n.openSockets.Each(func(sock *socket) {
+				if share, _ := sock.conn.Share(); share < 1000 { // the newest
+					sock.conn.Queue(make(protocol.Frame, size))
+				}
+			})
+		}
+		n.call("GET", "/v1/rooms/a/messages", testKey, "") // waits in vain as well
+		if got := n.metric("websocket_memory_closes_total"); got != "1" {
+			t.Errorf("%s were closed, want the one with more than %d bytes", got, little)
 		}
 	})
 }

@@ -399,7 +399,7 @@ func TestReadsAreLimitedOverAllNodes(t *testing.T) {
 		if wait := a.AllowRead("u:ada"); wait != 3*time.Second {
 			t.Errorf("the next read waits %v, want 3s", wait)
 		}
-		time.Sleep(syncInterval + time.Millisecond) // a has told the backend
+		time.Sleep(syncInterval + time.Millisecond) // a is synced
 		for range 60 {                              // b asks, because so much was read
 			_ = b.AllowRead("u:ada")
 		}

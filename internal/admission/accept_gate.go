@@ -12,11 +12,12 @@ import (
 // for something that takes long, does not count.
 const freshFor = 500 * time.Microsecond
 
-// An AcceptGate lets connections in as they are served. A thousand that come at once would
-// stand in the scheduler's queue before all that the open ones have to do, and while no
-// processor is idle the runtime looks for what has arrived every 10 ms only: acks took 90 ms
-// beside a thousand handshakes, and 35 with the gate. It delays a connection by at most freshFor
-// for each size before it. It is safe for concurrent use.
+// An AcceptGate lets new connections in as earlier ones are served. Without it a thousand that
+// come at once fill the scheduler's queue, and what the open connections receive waits behind
+// them: while no processor is idle, the runtime polls the network every 10 ms only. The 99th
+// percentile of acks beside a thousand handshakes was 90 ms without the gate and 35 ms with it.
+// Of n connections that come at once, the last one waits for at most freshFor*n/size. It is safe
+// for concurrent use.
 type AcceptGate struct {
 	size   int           // how many are accepted before the first of them has been served
 	served chan struct{} // has a token after one was served

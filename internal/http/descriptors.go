@@ -58,6 +58,7 @@ type listener struct {
 	log    *slog.Logger
 	failed prometheus.Counter
 	refuse func() // counts a connection that is ended
+	open   func(name string) (*os.File, error)
 	logNow rate.Sometimes
 
 	mu      sync.Mutex // Protects following.
@@ -65,7 +66,7 @@ type listener struct {
 }
 
 func newListener(l net.Listener, log *slog.Logger, failed, refused prometheus.Counter) *listener {
-	own := &listener{Listener: l, log: log, failed: failed, refuse: refused.Inc, logNow: rate.Sometimes{First: 1, Interval: acceptLogEvery}}
+	own := &listener{Listener: l, log: log, failed: failed, refuse: refused.Inc, open: os.Open, logNow: rate.Sometimes{First: 1, Interval: acceptLogEvery}}
 	own.restore()
 	return own
 }
@@ -77,8 +78,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	if err == nil {
-		l.restore() // something else had taken the descriptor when the one in reserve was given back
-		return l.guard(accepted), nil
+		return l.admit(accepted), nil
 	}
 	l.failed.Inc()
 	l.logNow.Do(func() {
@@ -95,16 +95,19 @@ func (l *listener) Accept() (net.Conn, error) {
 		l.restore()
 		return nil, err
 	}
-	if l.restore() { // The wait was long enough for another descriptor to become free.
-		return l.guard(accepted), nil
-	}
-	return &reservedConn{Conn: l.guard(accepted), restore: sync.OnceFunc(func() { l.restore() })}, nil
+	return l.admit(accepted), nil
 }
 
-// guard bounds what an accepted connection takes.
-func (l *listener) guard(accepted net.Conn) net.Conn {
+// admit bounds what an accepted connection takes. It is on the descriptor in reserve if none
+// is left for that one: the wait may have been long enough for another to become free, and
+// something else may have taken the descriptor that an earlier connection gave back.
+func (l *listener) admit(accepted net.Conn) net.Conn {
 	conn.LimitBuffers(accepted)
-	return newHeaderGuard(accepted, l.refuse)
+	guarded := newHeaderGuard(accepted, l.refuse)
+	if l.restore() {
+		return guarded
+	}
+	return &reservedConn{Conn: guarded, restore: sync.OnceFunc(func() { l.restore() })}
 }
 
 // Close implements net.Listener.
@@ -125,14 +128,19 @@ func (l *listener) release() bool {
 	return true
 }
 
-// restore takes a descriptor into reserve again. It returns false if there is none.
+// restore takes a descriptor into reserve again. It returns false if there is none. A file
+// that can't be opened for another reason leaves the listener without a reserve.
 func (l *listener) restore() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.reserve == nil {
-		l.reserve, _ = os.Open(os.DevNull) // nil on failure
+	if l.reserve != nil {
+		return true
 	}
-	return l.reserve != nil
+	var err error
+	if l.reserve, err = l.open(os.DevNull); err != nil {
+		l.reserve = nil
+	}
+	return !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE)
 }
 
 // A reservedConn uses the descriptor in reserve, which its end gives back.

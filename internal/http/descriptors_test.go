@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -137,5 +138,37 @@ func TestTheReserveOfDescriptorsIsTakenAgain(t *testing.T) {
 			t.Errorf("%s: the next connection: %v", name, err)
 		}
 		l.release()
+	}
+}
+
+// The last descriptor went to something else when it was given back. The next connection that
+// is accepted has it, and is answered only if it is a probe's: a client would keep it.
+func TestAConnectionOnTheLastDescriptorIsOnTheReserve(t *testing.T) {
+	t.Parallel()
+	conn, other := net.Pipe()
+	defer conn.Close()
+	defer other.Close()
+	failed := prometheus.NewCounter(prometheus.CounterOpts{Name: "failed"})
+	l := newListener(&emptyListener{accepted: []net.Conn{conn}}, slog.New(slog.DiscardHandler), failed, failed)
+	l.release()
+	l.open = func(string) (*os.File, error) { return nil, syscall.EMFILE }
+	got, err := l.Accept()
+	if _, reserved := got.(*reservedConn); err != nil || !reserved {
+		t.Fatalf("accepted %T, %v, want one on the reserve", got, err)
+	}
+	l.open = os.Open
+	_ = got.Close()
+	if l.reserve == nil {
+		t.Error("the reserve is not taken back")
+	}
+	l.release()
+	// A system without the file that the reserve opens serves everybody without one.
+	without := newListener(&emptyListener{accepted: []net.Conn{conn}}, slog.New(slog.DiscardHandler), failed, failed)
+	without.release()
+	without.open = func(string) (*os.File, error) { return nil, os.ErrNotExist }
+	if got, err := without.Accept(); err != nil {
+		t.Errorf("without a reserve: %v", err)
+	} else if _, reserved := got.(*reservedConn); reserved {
+		t.Error("without a reserve every connection is taken for one on it")
 	}
 }

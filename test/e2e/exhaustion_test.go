@@ -286,9 +286,14 @@ func TestMembersThatAreBrieflyBehindAreNotClosed(t *testing.T) {
 			t.Fatalf("%d %s", res.StatusCode, answer)
 		}
 	}
-	held := metric(t, node.Server, "websocket_queue_memory_bytes")
+	// The kernel takes a part of what a member does not read; the rest waits in the node.
+	var held float64
+	pollPage(t, "half of the messages to wait in the node", func() bool {
+		held = max(held, metric(t, node.Server, "websocket_queue_memory_bytes"))
+		return held > messages*size/2
+	})
 	t.Logf("%d members, %.0f KiB held, %d MiB at most", members, held/1024, peakMemory(t, node.Server)>>20)
-	if places := 40.0 * float64(members*messages); held == 0 || held > messages*(size+150)+places {
+	if places := 40.0 * float64(members*messages); held > messages*(size+150)+places {
 		t.Errorf("%v bytes are held, want those of the messages once and a little for each member", held)
 	}
 	close(read)

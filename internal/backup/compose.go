@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,7 +21,7 @@ type Compose struct{ *stack.Stack }
 // deploy/compose, and a test compares them.
 const (
 	backupsMount    = "/backups"
-	dataMount       = "/var/lib/postgresql/data"
+	dataMount       = "/var/lib/postgresql"
 	superuser       = "postgres"
 	scratchLifetime = "86400"
 )
@@ -115,7 +116,11 @@ func (c Compose) ScratchServer(ctx context.Context, disposable bool) (ScratchSer
 			return nil, err
 		}
 		args = append(args, "--volumes-from", container)
-		s.paths.Dir, s.paths.LiveData = dataMount+"/.restore", dataMount+"/pgdata"
+		s.paths.LiveData = config.Services[service].Environment["PGDATA"]
+		if s.paths.LiveData == "" {
+			return nil, fmt.Errorf("the service %s of %s sets no PGDATA", service, c.File)
+		}
+		s.paths.Dir = path.Join(path.Dir(s.paths.LiveData), ".restore")
 	}
 	if _, err := c.Docker(ctx, stack.StartLimit, append(args, config.Services[service].Image, scratchLifetime)...); err != nil {
 		return nil, err

@@ -37,7 +37,7 @@ func newStack(t *testing.T) Compose {
 }
 
 const someConfig = `{"services":{
- "postgres":{"image":"postgres:15","volumes":[{"type":"bind","source":"/srv/backups","target":"/backups"},{"type":"volume","source":"postgres","target":"/var/lib/postgresql/data"},{"type":"bind","source":"/etc/yard/postgres","target":"/etc/postgresql"}]},
+ "postgres":{"image":"postgres:18","environment":{"PGDATA":"/var/lib/postgresql/18/docker"},"volumes":[{"type":"bind","source":"/srv/backups","target":"/backups"},{"type":"volume","source":"postgres","target":"/var/lib/postgresql"},{"type":"bind","source":"/etc/yard/postgres","target":"/etc/postgresql"}]},
  "node_exporter":{"volumes":[{"type":"bind","source":"/","target":"/host/root"},{"type":"bind","source":"/proc","target":"/host/proc"}]},
  "traefik":{"volumes":[{"type":"bind","source":"/etc/yard","target":"/etc/traefik"}]}},
  "secrets":{"key":{"file":"/etc/keys/tls"}}}`
@@ -77,7 +77,7 @@ func TestAScratchServerIsIsolated(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if live := b.Paths().LiveData; (live == "") != scratch {
+		if live := b.Paths().LiveData; (live == "") != scratch || !scratch && live != "/var/lib/postgresql/18/docker" {
 			t.Errorf("scratch %v: %+v", scratch, b.Paths())
 		}
 		if err := b.Close(t.Context()); err != nil {
@@ -87,7 +87,7 @@ func TestAScratchServerIsIsolated(t *testing.T) {
 	made := calls()
 	for _, want := range []string{
 		"rm -fv old\n", "--network none --cap-drop ALL --security-opt no-new-privileges:true --read-only",
-		"-v /var/lib/postgresql/data -v /srv/backups:/backups:ro postgres:15 86400", "--volumes-from c0ffee postgres:15 86400",
+		"-v /var/lib/postgresql -v /srv/backups:/backups:ro postgres:18 86400", "--volumes-from c0ffee postgres:18 86400",
 	} {
 		if !strings.Contains(made, want) {
 			t.Errorf("no %q in\n%s", want, made)

@@ -94,7 +94,7 @@ type Store struct {
 // Broker has the settings of the broker and of the shared state, which are both in
 // Redis.
 type Broker struct {
-	URL    Secret `envconfig:"REDIS_URL" secret:"true" example:"redis://user:password@host:6379/0" check:"redis" doc:"Redis 7, whose pub/sub carries messages between nodes: redis://… for one server, redis+sentinel://host,host/master, redis+cluster://host,host; rediss for TLS, with ?ca_file=. docs/redis.md has the details. Without Redis, nodes read each other's messages from PostgreSQL, a little later."`
+	URL    Secret `envconfig:"REDIS_URL" secret:"true" example:"redis://user:password@host:6379/0" check:"redis" doc:"Redis 7 or newer, or Valkey, whose pub/sub carries messages between nodes: redis://… for one server, redis+sentinel://host,host/master, redis+cluster://host,host; rediss for TLS, with ?ca_file=. docs/redis.md has the details. Without Redis, nodes read each other's messages from PostgreSQL, a little later."`
 	Prefix string `envconfig:"REDIS_PREFIX" default:"sy:" check:"prefix" example:"staging:" doc:"Begins every key and channel in Redis: a name of 1 to 64 of A-Z a-z 0-9 . _ - and a colon. Two deployments that share a Redis, also under different database numbers, need different ones."`
 	Queue  int    `envconfig:"BROKER_QUEUE" default:"1500" min:"1" max:"1000000" example:"1500" doc:"The most broadcasts that wait to be sent. Beyond it the oldest is dropped and counted, and nodes read its messages from the log."`
 }

@@ -137,9 +137,9 @@ func TestEveryRuleIsEvaluated(t *testing.T) { assertRulesEvaluate(t, 2*time.Minu
 func TestExportersExportWhatWasRecorded(t *testing.T) {
 	const testdata = root + "/test/monitoring/testdata/"
 	files := map[string]string{
-		"node-exporter-v1.5.0.txt": "node", "redis_exporter-v1.45.0.txt": "redis", "postgres-exporter-v0.11.1.txt": "postgres",
-		"blackbox-exporter-v0.23.0.txt": "blackbox|readyz|site|wss|certificate", "alertmanager-v0.25.0.txt": "alertmanager",
-		"prometheus-v2.42.0.txt": "prometheus", "traefik-v3.7.13.txt": "traefik",
+		"node-exporter-v1.12.1.txt": "node", "redis_exporter-v1.86.0.txt": "redis", "postgres-exporter-v0.19.1.txt": "postgres",
+		"blackbox-exporter-v0.28.0.txt": "blackbox|readyz|site|wss|certificate", "alertmanager-v0.35.0.txt": "alertmanager",
+		"prometheus-v3.16.0.txt": "prometheus", "traefik-v3.7.13.txt": "traefik",
 	}
 	var used strings.Builder
 	for _, q := range panelQueries(t) {

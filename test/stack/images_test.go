@@ -1,0 +1,55 @@
+package stack
+
+import (
+	"maps"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// namedImage matches a reference with a version, of any image.
+var namedImage = regexp.MustCompile(`(?:image: |FROM |[\s"'(\x60])((?:[a-z0-9.-]+/)*(?:golang|static-debian\d+|traefik|postgres|redis|valkey|prometheus|alertmanager|grafana|node-exporter|redis_exporter|postgres-exporter|blackbox-exporter)):([a-z0-9][\w.-]*)`)
+
+// Every file that names an image names the version of deploy/images.yml, and every image
+// of that list is used.
+func TestImagesHaveTheListedVersions(t *testing.T) {
+	listed := map[string]string{}
+	decode(t, "images.yml", read(t, root+"/deploy/images.yml"), &listed)
+	refs := slices.Collect(maps.Values(listed))
+
+	cmd := exec.CommandContext(t.Context(), "git", "ls-files", "Dockerfile", "deploy", "docs", "scripts", "README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile")
+	cmd.Dir = root
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	for file := range strings.FieldsSeq(string(out)) {
+		if file == "deploy/images.yml" {
+			continue
+		}
+		for _, found := range namedImage.FindAllStringSubmatch(read(t, filepath.Join(root, file)), -1) {
+			ref := found[1] + ":" + found[2]
+			if !slices.Contains(refs, ref) {
+				t.Errorf("%s names %s, which deploy/images.yml does not list", file, ref)
+			}
+			used[ref] = true
+		}
+	}
+	for name, ref := range listed {
+		if !used[ref] {
+			t.Errorf("no file uses %s (%s)", ref, name)
+		}
+	}
+	// No image of the compose files escapes the pattern above.
+	for _, file := range []string{"docker-compose.prod.yml", "docker-compose.dev.yml"} {
+		for _, found := range regexp.MustCompile(`(?m)^ *image: ([^$\s]+)$`).FindAllStringSubmatch(read(t, filepath.Join(compose, file)), -1) {
+			if !slices.Contains(refs, found[1]) {
+				t.Errorf("%s: deploy/images.yml does not list %s", file, found[1])
+			}
+		}
+	}
+}

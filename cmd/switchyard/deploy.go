@@ -55,7 +55,7 @@ another command is running, 5 when an operator must intervene.`,
 	flags.BoolVar(&f.withoutMetrics, "without-metrics", false, "continue although errors, response time and memory can't be judged")
 	flags.BoolVar(&f.again, "again", false, "deploy the image although it is live")
 	flags.StringArrayVar(&f.ignore, "ignore", nil, "a preflight check that may fail; repeatable")
-	flags.StringVar(&f.scan, "scan", "", "command that gets the image as an argument, and fails if it must not run")
+	flags.StringVar(&f.scan, "scan", "", "command that gets an image as its argument, and fails if it must not run; it is run for each image of the stack")
 	return c
 }
 

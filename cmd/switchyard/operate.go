@@ -178,6 +178,6 @@ check failed. docs/deploy.md has the checks.`,
 	}
 	f.add(c)
 	c.Flags().StringArrayVar(&ignore, "ignore", nil, "a check that may fail; repeatable")
-	c.Flags().StringVar(&scan, "scan", "", "command that gets the image as an argument, and fails if it must not run")
+	c.Flags().StringVar(&scan, "scan", "", "command that gets an image as its argument, and fails if it must not run; it is run for each image of the stack")
 	return c
 }

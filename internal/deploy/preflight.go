@@ -37,9 +37,6 @@ var statuses = map[checks.Level]string{checks.OK: statusOK, checks.Warn: statusW
 // checkLimit bounds one check, except for the scan, which ScanLimit bounds.
 const checkLimit = 2 * time.Minute
 
-// scanCheck is the name of the image scan.
-const scanCheck = "scan"
-
 // A Preflight checks whether a deploy may begin.
 type Preflight struct {
 	Stack    *stack.Stack
@@ -48,7 +45,7 @@ type Preflight struct {
 	State    StateDir
 	// Ignore names checks that may fail.
 	Ignore []string
-	// ScanCommand is a command that gets the image's reference and fails if the
+	// ScanCommand is a command that gets an image's reference and fails if the
 	// image must not run. It takes precedence over that of the settings.
 	ScanCommand string
 	// WithoutMetrics lets the checks fail that need Prometheus.
@@ -68,7 +65,7 @@ func (p *Preflight) checks(image stack.Image) []checks.Check {
 		checks.Select("redis", "replica", "backup", "drain", "nofile"),
 		[]checks.Check{
 			{Name: "window", Run: func(context.Context, *checks.Facts) []checks.Finding { return p.window() }},
-			{Name: scanCheck, Run: func(ctx context.Context, _ *checks.Facts) []checks.Finding { return p.scan(ctx, image) }},
+			{Name: scanCheck, Run: func(ctx context.Context, f *checks.Facts) []checks.Finding { return p.scan(ctx, image, f) }},
 		},
 	)
 }
@@ -206,19 +203,4 @@ func (p *Preflight) window() []checks.Finding {
 		}
 	}
 	return checks.Failf("it is %s, and the deploy windows are %v", now.Format("Mon 15:04"), p.Settings.DeployWindows)
-}
-
-// scan runs the operator's image scan.
-func (p *Preflight) scan(ctx context.Context, image stack.Image) []checks.Finding {
-	command := cmp.Or(p.ScanCommand, p.Settings.ScanCommand)
-	if command == "" {
-		return checks.Warnf("no image scan ran: --scan names a command")
-	}
-	if image.Ref == "" {
-		return checks.Warnf("no image was named")
-	}
-	if _, err := stack.Shell(ctx, p.Settings.ScanLimit, p.Stack.Dir, command+` "$1"`, image.Ref); err != nil {
-		return checks.Failf("the scan rejects the image: %v", err)
-	}
-	return checks.Okf("%s accepts the image", command)
 }

@@ -1,10 +1,7 @@
 package deploy
 
 import (
-	"context"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -96,27 +93,5 @@ func TestPreflightReportsFailures(t *testing.T) {
 				t.Errorf("%+v, want %+v", got, tt.want)
 			}
 		})
-	}
-}
-
-// Ctrl-C ends a preflight at once, also while the image scan runs, which may take longer than
-// any other check.
-func TestAnInterruptEndsTheImageScan(t *testing.T) {
-	p := recordedPreflight(t, nil, nil)
-	begun := filepath.Join(t.TempDir(), "begun")
-	p.ScanCommand = "touch " + begun + "; sleep 600; true"
-	all := p.checks(stack.Image{Ref: "v2", ID: "sha256:new"})
-	scan := all[slices.IndexFunc(all, func(c checks.Check) bool { return c.Name == "scan" })]
-	if limit := p.limit(scan); limit != p.Settings.ScanLimit {
-		t.Errorf("the scan may take %v, want scan_limit", limit)
-	}
-	ctx, interrupt := context.WithCancel(t.Context())
-	defer interrupt()
-	ended := make(chan CheckResult, 1)
-	go func() { ended <- p.runCheck(ctx, scan, nil) }()
-	testkit.Eventually(t, "the scan to begin", func() bool { _, err := os.Stat(begun); return err == nil })
-	interrupt()
-	if got := testkit.Receive(t, "the end of the scan", ended); got.Status != statusFail {
-		t.Errorf("%+v", got)
 	}
 }

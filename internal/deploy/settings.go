@@ -48,7 +48,7 @@ type Settings struct {
 	Notifications NotificationSettings `yaml:"notices"`
 	// DeployWindows are the spans in which a deploy may begin; none means always.
 	DeployWindows []TimeWindow `yaml:"windows"`
-	// ScanCommand is a command that gets the image's reference and fails if the
+	// ScanCommand is a command that gets an image's reference and fails if the
 	// image must not run.
 	ScanCommand string        `yaml:"scan"`
 	ScanLimit   time.Duration `yaml:"scan_limit"`

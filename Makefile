@@ -31,7 +31,7 @@ lint: ## hold the code against .golangci.yml
 	  mv $(TOOLS)/build/golangci-lint $(TOOLS)/$(LINT) && rmdir $(TOOLS)/build; }
 	$(TOOLS)/$(LINT) run ./...
 
-vuln: ## look for known weaknesses that the code can reach; scripts/vuln exits with 3 for one, 4 where nothing can be known
+vuln: ## look for known weaknesses that the code can reach, of moved modules and of images; scripts/vuln exits with 3 for one, 4 where nothing can be known
 	@scripts/vuln
 
 PLATFORMS ?= linux/amd64 linux/arm64 linux/arm linux/386 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64

@@ -84,6 +84,7 @@ var importRules = []importRule{
 	{"internal/testkit/metrictest", []string{prometheus, prometheusLib, expfmt}},
 	{"cmd/server", []string{"internal/app", "internal/config"}},
 	{"cmd/switchyard", []string{"internal/checks", "internal/deploy", "internal/backup", "internal/inspect", "internal/load", "internal/stack", "github.com/spf13/cobra"}},
+	{"scripts/advisories", []string{yamlLib, "golang.org/x/mod/modfile", "golang.org/x/mod/semver"}},
 	{"scripts/figures", nil},
 	{"scripts/platforms", nil},
 	{"test/behaviors", nil},

@@ -25,7 +25,7 @@ var systemMeasurements = []measurement{
 	{"memory of the host", `1 - node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes`, "%", memoryBound, true},
 	{"fullest disk", `max(1 - node_filesystem_avail_bytes{fstype!~"tmpfs|overlay|squashfs|ramfs"} / node_filesystem_size_bytes{fstype!~"tmpfs|overlay|squashfs|ramfs"})`, "%", diskBound, true},
 	{"load per core", `max(node_load15) / count(count by (cpu) (node_cpu_seconds_total))`, "", loadBound, true},
-	{"memory of the fullest node", `max(process_resident_memory_bytes{job="switchyard"} / (switchyard_memory_limit_bytes{job="switchyard"} > 0))`, "%", memoryBound, false},
+	{"memory of the fullest node", `max(process_resident_memory_bytes{job="websocket-app"} / (switchyard_memory_limit_bytes{job="websocket-app"} > 0))`, "%", memoryBound, false},
 	{"clock error", `max(abs(node_timex_offset_seconds))`, "s", clockBound, false},
 	{"certificate expires in, days", `(min(probe_ssl_earliest_cert_expiry) - time()) / 86400`, "", certificateBound, false},
 	{"replication lag, seconds", `max(pg_server_replay_age_seconds)`, "", standbyBound, false},
@@ -45,7 +45,7 @@ var nightMeasurements = []measurement{
 	{"clients closed as slow", `sum(increase(websocket_disconnections_total{reason="slow"}SPAN)) or vector(0)`, "", slowClientsBound, false},
 	{"gap repairs", `sum(increase(websocket_repairs_totalSPAN)) or vector(0)`, "", repairsBound, false},
 	{"seconds without the broker", `sum(avg_over_time((broker_up == bool 0)STEPS)) * SECONDS`, "", brokerDownBound, false},
-	{"restarts of nodes", `sum(changes(process_start_time_seconds{job="switchyard"}SPAN)) or vector(0)`, "", anyBound, false},
+	{"restarts of nodes", `sum(changes(process_start_time_seconds{job="websocket-app"}SPAN)) or vector(0)`, "", anyBound, false},
 	{"alerts that fired", `count(count by (alertname) (max_over_time(ALERTS{alertstate="firing",alertname!="Watchdog"}SPAN))) or vector(0)`, "", anyBound, false},
 }
 

@@ -54,7 +54,7 @@ func TestPreflightOfAHealthyStack(t *testing.T) {
 func TestPreflightReportsFailures(t *testing.T) {
 	dead := strings.Replace(strings.Replace(testkit.Recorded(t, "inspect.json"), `"Running":true`, `"Running":false`, 1), `"Status":"running"`, `"Status":"exited"`, 1)
 	stopped := strings.ReplaceAll(testkit.Recorded(t, "inspect.json"), `"Running":true`, `"Running":false`)
-	third := `,{"metric":{"color":"blue","instance":"10.214.32.15:8000","job":"switchyard"},"value":[1795699506.858,"30425088"]}`
+	third := `,{"metric":{"color":"blue","instance":"10.214.32.15:8000","job":"websocket-app"},"value":[1795699506.858,"30425088"]}`
 	for name, tt := range map[string]struct {
 		outputs        testkit.DockerOutputs
 		change         func(testkit.Transport) testkit.Transport

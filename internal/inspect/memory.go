@@ -47,13 +47,13 @@ type Memory struct {
 }
 
 var memoryColumns = []column{
-	{"RESIDENT", `process_resident_memory_bytes{job="switchyard"}`, "B"},
-	{"LIMIT", `switchyard_memory_limit_bytes{job="switchyard"}`, "B"},
-	{"HEAP", `go_memstats_heap_inuse_bytes{job="switchyard"}`, "B"},
-	{"QUEUES", `websocket_queue_bytes{job="switchyard"}`, "B"},
-	{"GOROUTINES", `go_goroutines{job="switchyard"}`, ""},
-	{"CONNECTIONS", `websocket_active_connections{job="switchyard"}`, ""},
-	{"RESIDENT 1 H AGO", `process_resident_memory_bytes{job="switchyard"} offset 1h`, "B"},
+	{"RESIDENT", `process_resident_memory_bytes{job="websocket-app"}`, "B"},
+	{"LIMIT", `switchyard_memory_limit_bytes{job="websocket-app"}`, "B"},
+	{"HEAP", `go_memstats_heap_inuse_bytes{job="websocket-app"}`, "B"},
+	{"QUEUES", `websocket_queue_bytes{job="websocket-app"}`, "B"},
+	{"GOROUTINES", `go_goroutines{job="websocket-app"}`, ""},
+	{"CONNECTIONS", `websocket_active_connections{job="websocket-app"}`, ""},
+	{"RESIDENT 1 H AGO", `process_resident_memory_bytes{job="websocket-app"} offset 1h`, "B"},
 }
 
 // ReadMemory queries Prometheus and records a heap profile of each node, which is

@@ -40,7 +40,7 @@ var plots = []struct{ file, title, expr, unit string }{
 	{"delivery", "Time to delivery, p99", `histogram_quantile(0.99, sum by (le, color) (rate(websocket_delivery_duration_seconds_bucket[1m])))`, "s"},
 	{"errors", "Errors per second, by type", `sum by (type) (rate(websocket_errors_total[1m])) > 0`, ""},
 	{"ends", "Connections ended per second, by reason", `sum by (reason) (rate(websocket_disconnections_total[1m])) > 0`, ""},
-	{"memory", "Resident memory of nodes, by color", `sum by (color) (process_resident_memory_bytes{job="switchyard"})`, "B"},
+	{"memory", "Resident memory of nodes, by color", `sum by (color) (process_resident_memory_bytes{job="websocket-app"})`, "B"},
 }
 
 // Write writes report.md and its plots into a folder, which it creates, and

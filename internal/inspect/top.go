@@ -42,17 +42,17 @@ type TopSnapshot struct {
 const rateWindow = `[1m]`
 
 var topColumns = []column{
-	{"CONNECTIONS", `websocket_active_connections{job="switchyard"}`, ""},
-	{"IN/S", `sum by (instance, color) (rate(websocket_messages_received_total{job="switchyard"}` + rateWindow + `))`, ""},
-	{"OUT/S", `rate(websocket_messages_sent_total{job="switchyard"}` + rateWindow + `)`, ""},
-	{"QUEUED", `websocket_queue_bytes{job="switchyard"}`, "B"},
-	{"SLOW/MIN", `60 * rate(websocket_disconnections_total{job="switchyard",reason="slow"}` + rateWindow + `)`, ""},
-	{"PENDING", `store_pending_messages{job="switchyard"}`, ""},
-	{"ACK P99", `histogram_quantile(0.99, sum by (le, instance, color) (rate(websocket_publish_duration_seconds_bucket{job="switchyard"}` + rateWindow + `)))`, "s"},
-	{"DELIVERY P99", `histogram_quantile(0.99, sum by (le, instance, color) (rate(websocket_delivery_duration_seconds_bucket{job="switchyard"}` + rateWindow + `)))`, "s"},
-	{"CPU", `rate(process_cpu_seconds_total{job="switchyard"}` + rateWindow + `)`, "%"},
-	{"RESIDENT", `process_resident_memory_bytes{job="switchyard"}`, "B"},
-	{"DRAINING", `websocket_draining{job="switchyard"}`, ""},
+	{"CONNECTIONS", `websocket_active_connections{job="websocket-app"}`, ""},
+	{"IN/S", `sum by (instance, color) (rate(websocket_messages_received_total{job="websocket-app"}` + rateWindow + `))`, ""},
+	{"OUT/S", `rate(websocket_messages_sent_total{job="websocket-app"}` + rateWindow + `)`, ""},
+	{"QUEUED", `websocket_queue_bytes{job="websocket-app"}`, "B"},
+	{"SLOW/MIN", `60 * rate(websocket_disconnections_total{job="websocket-app",reason="slow"}` + rateWindow + `)`, ""},
+	{"PENDING", `store_pending_messages{job="websocket-app"}`, ""},
+	{"ACK P99", `histogram_quantile(0.99, sum by (le, instance, color) (rate(websocket_publish_duration_seconds_bucket{job="websocket-app"}` + rateWindow + `)))`, "s"},
+	{"DELIVERY P99", `histogram_quantile(0.99, sum by (le, instance, color) (rate(websocket_delivery_duration_seconds_bucket{job="websocket-app"}` + rateWindow + `)))`, "s"},
+	{"CPU", `rate(process_cpu_seconds_total{job="websocket-app"}` + rateWindow + `)`, "%"},
+	{"RESIDENT", `process_resident_memory_bytes{job="websocket-app"}`, "B"},
+	{"DRAINING", `websocket_draining{job="websocket-app"}`, ""},
 }
 
 // A Watcher takes snapshots of a stack one after the other. Its methods belong to

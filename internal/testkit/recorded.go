@@ -114,7 +114,7 @@ func prometheusResponse(query string) (int, string) {
 		if !strings.Contains(query, `deployment="blue-1"`) {
 			return 200, `{"status":"success","data":{"resultType":"vector","result":[]}}`
 		}
-		return 200, `{"status":"success","data":{"resultType":"vector","result":[{"metric":{"color":"blue","instance":"10.214.32.10:8000","job":"switchyard"},"value":[1795699506.858,"35106816"]},{"metric":{"color":"blue","instance":"10.214.32.12:8000","job":"switchyard"},"value":[1795699506.858,"32444416"]},{"metric":{"color":"blue","instance":"10.214.32.15:8000","job":"switchyard"},"value":[1795699506.858,"30425088"]}]}}`
+		return 200, `{"status":"success","data":{"resultType":"vector","result":[{"metric":{"color":"blue","instance":"10.214.32.10:8000","job":"websocket-app"},"value":[1795699506.858,"35106816"]},{"metric":{"color":"blue","instance":"10.214.32.12:8000","job":"websocket-app"},"value":[1795699506.858,"32444416"]},{"metric":{"color":"blue","instance":"10.214.32.15:8000","job":"websocket-app"},"value":[1795699506.858,"30425088"]}]}}`
 	case strings.Contains(query, "backup"):
 		value = fmt.Sprint(time.Now().Add(-time.Hour).Unix())
 	case strings.HasPrefix(query, "(") && strings.Contains(query, "websocket_messages_received_total"):

@@ -118,6 +118,38 @@ func TestDocumentedAlertThresholds(t *testing.T) {
 	}
 }
 
+// Operators' saved queries select the jobs by the names that the operations guide gave
+// them.
+func TestDocumentedJobs(t *testing.T) {
+	t.Parallel()
+	var file struct {
+		Jobs []struct {
+			Name string `yaml:"job_name"`
+		} `yaml:"scrape_configs"`
+	}
+	decode(t, prometheus+"/prometheus.yml", &file)
+	scraped := map[string]bool{}
+	for _, job := range file.Jobs {
+		scraped[job.Name] = true
+	}
+	for _, name := range []string{"websocket-app", "redis", "postgres", "traefik"} {
+		if !scraped[name] {
+			t.Errorf("there is no job %s", name)
+		}
+	}
+	// A job that rules, inhibitions or panels select is one of prometheus.yml.
+	selected := regexp.MustCompile(`job=~?\\?"([^"\\]+)`)
+	for _, path := range slices.Concat(glob(t, prometheus+"/rules/*.yml"), glob(t, root+"/monitoring/grafana/dashboards/*.json"), []string{alertmanagerDir + "/alertmanager.yml"}) {
+		for _, found := range selected.FindAllStringSubmatch(read(t, path), -1) {
+			for name := range strings.SplitSeq(found[1], "|") {
+				if !scraped[name] {
+					t.Errorf("%s selects job %s, which is not scraped", path, name)
+				}
+			}
+		}
+	}
+}
+
 var (
 	heading = regexp.MustCompile(`(?m)^#{1,6} +(.+?)\s*$`)
 	noSlug  = regexp.MustCompile("[^a-z0-9 _-]")

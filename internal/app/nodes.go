@@ -65,7 +65,8 @@ func summarizeNodes(nodes []message.NodeStatus, self string, avoid func(message.
 
 // components returns the state of the parts for /readyz. A broker that is down or
 // stale does not make the node unready, since delivery continues through the commit
-// feed. Stale is a state of its own because the connection looks healthy then.
+// feed. Stale is a state of its own because the connection looks healthy then. Neither
+// does a shared state that is down or refuses: clients resume by their own positions.
 func (a *App) components() []httpd.Component {
 	logState, brokerState, deliveryState := "up", "up", "up"
 	d := a.hub.Delivery()
@@ -88,6 +89,7 @@ func (a *App) components() []httpd.Component {
 		{Name: "log", State: logState, Needed: true},
 		{Name: "delivery", State: deliveryState, Needed: true},
 		{Name: "broker", State: brokerState},
+		{Name: "sessions", State: a.sharedState.State()},
 	}
 }
 

@@ -214,18 +214,26 @@ func openFiles(_ context.Context, f *Facts) []Finding {
 	return Okf("enough for %d clients", clients)
 }
 
-// redis checks that the live replicas are connected to their broker.
+// redis checks that the live replicas are connected to their broker, and that Redis
+// stores what they share.
 func redis(_ context.Context, f *Facts) []Finding {
 	replicas := f.Snapshot.Running(f.Route.Live)
 	for _, r := range replicas {
 		if state := r.UnhealthyComponents["broker"]; state != "" {
 			return Failf("%s: the broker is %s", r.Name, state)
 		}
+		switch state := r.UnhealthyComponents["sessions"]; state {
+		case "":
+		case "refused":
+			return Failf("%s: Redis refuses to store sessions: it is full, can't write to its disk or replicas, or the password or a right is missing; the replica's log has the reason", r.Name)
+		default:
+			return Failf("%s: the shared state is %s", r.Name, state)
+		}
 	}
 	if len(replicas) == 0 {
 		return Warnf("no replica is running")
 	}
-	return Okf("%d replicas are connected to their broker", len(replicas))
+	return Okf("%d replicas are connected to their broker and store sessions", len(replicas))
 }
 
 // standby checks that the database's standby follows the primary without much lag.

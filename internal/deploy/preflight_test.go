@@ -76,6 +76,8 @@ func TestPreflightReportsFailures(t *testing.T) {
 		"no Prometheus": {change: withoutPort("9090"), want: CheckResult{"metrics", statusFail, "--without-metrics continues"}},
 		"no metrics":    {change: withoutPort("9090"), withoutMetrics: true, want: CheckResult{"metrics", statusWarn, "ignored: "}},
 		"none ready":    {change: withReplaced(`"status":"ready"`, `"status":"unready"`), want: CheckResult{"live", statusFail, "0 of 3 replicas of blue serve"}},
+		"full Redis":    {change: withReplaced(`"broker":"up"`, `"broker":"up","sessions":"refused"`), want: CheckResult{"redis", statusFail, "Redis refuses to store sessions"}},
+		"shared state":  {change: withReplaced(`"broker":"up"`, `"broker":"up","sessions":"down"`), want: CheckResult{"redis", statusFail, "the shared state is down"}},
 		"broker":        {change: withReplaced(`"broker":"up"`, `"broker":"down"`), want: CheckResult{"redis", statusFail, "the broker is down"}},
 		"Traefik lags":  {change: withReplaced(`"service":"app-blue"`, `"service":"app-green"`), want: CheckResult{"traefik", statusFail, "active.yml says blue and Traefik routes to green"}},
 	} {

@@ -17,8 +17,8 @@ type backend interface {
 	presenceSweeper
 	limitStore
 	pubSub
-	// up reports whether the last call reached the backend.
-	up() bool
+	// state returns whether the last call reached the backend, and whether it stores.
+	state() string
 	close() error
 }
 

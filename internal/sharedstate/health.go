@@ -18,6 +18,18 @@ import (
 // In between, calls fail at once, so that no new connection waits for Redis.
 const retryInterval = time.Second
 
+// refusalSpan is how long a refusal counts after Redis was last heard to refuse. The
+// heartbeat writes each second, so that it neither ends between two refusals nor lasts
+// long after the last one.
+const refusalSpan = 5 * time.Second
+
+// The states of the shared state: all values of the component in /readyz.
+const (
+	stateUp      = "up"
+	stateDown    = "down"    // the last attempt did not reach Redis
+	stateRefused = "refused" // Redis answers and refuses to store
+)
+
 // errBackingOff is the error of calls that fail without an attempt.
 var errBackingOff = fmt.Errorf("%w: it did not answer a moment ago", message.ErrSharedStateUnavailable)
 
@@ -33,16 +45,28 @@ type health struct {
 	causeUnknown bool // the outage was logged with a timeout, which names no cause
 	retryAt      time.Time
 	refused      map[string]bool // by operation: Redis refused the last call
+	refusedAt    time.Time       // when Redis last refused to store something, or zero
 }
 
 func newHealth(log *slog.Logger, m *metrics) *health {
 	return &health{log: log, metrics: m, refused: make(map[string]bool)}
 }
 
-func (h *health) isUp() bool {
+// state returns one of the states above.
+func (h *health) state() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return !h.down
+	return h.stateLocked()
+}
+
+func (h *health) stateLocked() string {
+	switch {
+	case h.down:
+		return stateDown
+	case !h.refusedAt.IsZero() && time.Since(h.refusedAt) < refusalSpan:
+		return stateRefused
+	}
+	return stateUp
 }
 
 // isBackingOff reports whether Redis is down and its next attempt not due yet.
@@ -110,6 +134,18 @@ func isRefusal(err error) bool {
 	return true
 }
 
+// refusesToStore reports whether a refusal is of the server and not of one key: it is
+// full, it cannot write to its disk or to its replicas, or the user lacks the
+// password or a right.
+func refusesToStore(refusal error) bool {
+	for _, prefix := range []string{"OOM", "MISCONF", "NOREPLICAS", "NOPERM", "NOAUTH", "WRONGPASS"} {
+		if redis.HasErrorPrefix(refusal, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
 // update stores the new state and logs what has changed.
 func (h *health) update(operation string, answered bool, err, refusal error) {
 	h.mu.Lock()
@@ -121,16 +157,18 @@ func (h *health) update(operation string, answered bool, err, refusal error) {
 	}
 	switch {
 	case h.down && !was:
-		h.metrics.up.Set(0)
 		h.causeUnknown = isTimeout(err)
 		h.log.Warn("Redis can't be reached: sessions are not kept, presence is unknown, limits count per node", "err", err)
 	case h.down && h.causeUnknown && !isTimeout(err):
 		h.causeUnknown = false
 		h.log.Warn("the reason why Redis can't be reached", "err", err)
 	case !h.down && (was || first):
-		h.metrics.up.Set(1)
 		h.log.Info("Redis can be reached")
 	}
+	if refusal != nil && refusesToStore(refusal) {
+		h.refusedAt = time.Now()
+	}
+	h.metrics.up.Set(boolValue(h.stateLocked() == stateUp))
 	if h.down {
 		return
 	}
@@ -141,6 +179,13 @@ func (h *health) update(operation string, answered bool, err, refusal error) {
 		h.log.Info("Redis no longer refuses", "operation", operation)
 	}
 	h.refused[operation] = refusal != nil
+}
+
+func boolValue(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // isTimeout reports whether an error says only that no answer came in time.

@@ -28,20 +28,24 @@ func TestRedisErrorsAreClassified(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
 		errs        []error
-		up          bool
+		state       string
 		unavailable bool // the returned error wraps ErrSharedStateUnavailable
 	}{
-		{"no error", []error{nil, nil}, true, false},
-		{"connections refused", []error{refused, refused}, false, true},
-		{"no answer", []error{context.DeadlineExceeded}, false, true},
-		{"a connection cut", []error{io.EOF}, false, true},
-		{"one master of several down", []error{nil, refused, nil}, true, true},
-		{"out of memory", []error{redisError("OOM command not allowed"), redisError("OOM command not allowed")}, true, false},
-		{"a missing right", []error{nil, redisError("NOPERM this user has no permissions")}, true, false},
-		{"a replica", []error{redisError("READONLY You can't write against a read only replica.")}, false, true},
-		{"loading", []error{redisError("LOADING Redis is loading the dataset in memory")}, false, true},
-		{"a cluster that is down", []error{redisError("CLUSTERDOWN The cluster is down")}, false, true},
-		{"a slot that moves", []error{redisError("TRYAGAIN Multiple keys request during rehashing of slot")}, false, true},
+		{"no error", []error{nil, nil}, stateUp, false},
+		{"connections refused", []error{refused, refused}, stateDown, true},
+		{"no answer", []error{context.DeadlineExceeded}, stateDown, true},
+		{"a connection cut", []error{io.EOF}, stateDown, true},
+		{"one master of several down", []error{nil, refused, nil}, stateUp, true},
+		{"out of memory", []error{redisError("OOM command not allowed"), redisError("OOM command not allowed")}, stateRefused, false},
+		{"a missing right", []error{nil, redisError("NOPERM this user has no permissions")}, stateRefused, false},
+		{"a snapshot that failed", []error{redisError("MISCONF Redis is configured to save RDB snapshots")}, stateRefused, false},
+		{"replicas that are missing", []error{redisError("NOREPLICAS Not enough good replicas to write.")}, stateRefused, false},
+		{"no password", []error{redisError("NOAUTH Authentication required.")}, stateRefused, false},
+		{"a key of another kind", []error{nil, redisError("WRONGTYPE Operation against a key")}, stateUp, false},
+		{"a replica", []error{redisError("READONLY You can't write against a read only replica.")}, stateDown, true},
+		{"loading", []error{redisError("LOADING Redis is loading the dataset in memory")}, stateDown, true},
+		{"a cluster that is down", []error{redisError("CLUSTERDOWN The cluster is down")}, stateDown, true},
+		{"a slot that moves", []error{redisError("TRYAGAIN Multiple keys request during rehashing of slot")}, stateDown, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			reg := prometheus.NewRegistry()
@@ -65,10 +69,10 @@ func TestRedisErrorsAreClassified(t *testing.T) {
 				}
 				all += bad
 			}
-			if h.isUp() != tt.up || (p.metric(t, "session_up", "") == 1) != tt.up {
-				t.Errorf("up: %v", h.isUp())
+			if h.state() != tt.state || (p.metric(t, "session_up", "") == 1) != (tt.state == stateUp) {
+				t.Errorf("state: %v", h.state())
 			}
-			if got := p.logs.Count("level=WARN"); all > 0 && tt.up && !tt.unavailable && got != 1 || !tt.up && got != 1 || all == 0 && got != 0 {
+			if got := p.logs.Count("level=WARN"); all > 0 && tt.state != stateDown && !tt.unavailable && got != 1 || tt.state == stateDown && got != 1 || all == 0 && got != 0 {
 				t.Errorf("%d warnings:\n%s", got, p.logs)
 			}
 			want := 0.0
@@ -112,7 +116,7 @@ func TestOneCallASecondProbesRedis(t *testing.T) {
 			fail()
 		}
 		_ = h.record(t.Context(), opHeartbeat, 0, []error{nil})
-		if !h.mayTry(opSave) || h.isBackingOff() || !h.isUp() {
+		if !h.mayTry(opSave) || h.isBackingOff() || h.state() != stateUp {
 			t.Error("calls are not attempted though Redis is back")
 		}
 	})
@@ -149,8 +153,8 @@ func TestOurOwnShutdownIsNoOutage(t *testing.T) {
 	if err := h.record(ctx, opSave, 0, []error{fmt.Errorf("write: %w", net.ErrClosed)}); !errors.Is(err, message.ErrSharedStateUnavailable) {
 		t.Errorf("returned %v", err)
 	}
-	if !h.isUp() || p.logs.Count("WARN") != 0 || p.metric(t, "session_failures_total", "") != 0 {
-		t.Errorf("up %v, log:\n%s", h.isUp(), p.logs)
+	if h.state() != stateUp || p.logs.Count("WARN") != 0 || p.metric(t, "session_failures_total", "") != 0 {
+		t.Errorf("state %v, log:\n%s", h.state(), p.logs)
 	}
 }
 
@@ -177,4 +181,29 @@ func TestARefusalIsLoggedPerOperation(t *testing.T) {
 	if got := p.logs.Count("no longer refuses"); got != 1 {
 		t.Errorf("the end is logged %d times, want 1", got)
 	}
+}
+
+// A refusal counts until Redis has stored again for a while, and no longer.
+func TestARefusalEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &testNode{logs: new(testkit.Logs), reg: prometheus.NewRegistry()}
+		h := newHealth(p.logs.Logger(), newMetrics(p.reg))
+		beat := func(err error) {
+			_ = h.record(t.Context(), opHeartbeat, 0, []error{err})
+			time.Sleep(heartbeatInterval)
+		}
+		for range 20 {
+			beat(redisError("OOM command not allowed"))
+			if h.state() != stateRefused || p.metric(t, "session_up", "") != 0 {
+				t.Fatalf("state %s while Redis refuses", h.state())
+			}
+		}
+		beats := 0
+		for ; p.metric(t, "session_up", "") == 0; beats++ {
+			beat(nil)
+		}
+		if beats < 3 || beats > 6 || h.state() != stateUp {
+			t.Errorf("after %d heartbeats that were stored: %s", beats, h.state())
+		}
+	})
 }

@@ -69,8 +69,8 @@ func (s *MemoryBackend) newView(cfg Config, m *metrics) *nodeView {
 	return &nodeView{MemoryBackend: s, ttl: cfg.TTL, metrics: m}
 }
 
-func (m *nodeView) up() bool     { return true }
-func (m *nodeView) close() error { return nil }
+func (m *nodeView) state() string { return stateUp }
+func (m *nodeView) close() error  { return nil }
 
 func (m *nodeView) resume(
 	_ context.Context, id message.SessionID, user, node string,

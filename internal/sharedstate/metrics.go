@@ -93,7 +93,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		up: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "session_up",
-			Help: "1 while the shared state can be reached, else 0.",
+			Help: "1 while the shared state can be reached and stores, else 0.",
 		}),
 		reconnects: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "session_reconnects_total",

@@ -192,7 +192,11 @@ func (n *Node) Start(h Hooks) {
 }
 
 // Up reports whether the last attempt reached the backend.
-func (n *Node) Up() bool { return n.backend.up() }
+func (n *Node) Up() bool { return n.State() != stateDown }
+
+// State returns "up", "down" if the last attempt did not reach the backend, or "refused"
+// if it was reached and has refused to store something within the last seconds.
+func (n *Node) State() string { return n.backend.state() }
 
 // Close flushes the queues and sends a last heartbeat, as long as ctx lasts.
 // Then it ends all loops and connections. The node's sessions and presence

@@ -122,7 +122,7 @@ func (r *redisBackend) newClient() redis.UniversalClient {
 	return redis.NewClusterClient(cluster)
 }
 
-func (r *redisBackend) up() bool { return r.health.isUp() }
+func (r *redisBackend) state() string { return r.health.state() }
 
 func (r *redisBackend) close() error {
 	r.cancel()

@@ -149,8 +149,8 @@ func TestAFullRedis(t *testing.T) {
 			t.Errorf("save: %v", saveResults[got])
 		}
 	}
-	if !a.Up() {
-		t.Error("a Redis that refuses counts as down")
+	if !a.Up() || a.State() != stateRefused || a.metric(t, "session_up", "") != 0 {
+		t.Errorf("state %s, session_up %v", a.State(), a.metric(t, "session_up", ""))
 	}
 	// A client that reconnects gets a new session.
 	if _, ok, err := b.Resume(testContext(t), secret, "ada"); ok || err == nil || errors.Is(err, message.ErrSharedStateUnavailable) {
@@ -172,7 +172,8 @@ func TestAFullRedis(t *testing.T) {
 	server.Do(t, "CONFIG", "SET", "maxmemory", "0")
 	a.save(t, withTwoRooms(withTwoRooms(s)))
 	b.resume(t, secret, "ada")
-	if got := a.logs.Count("no longer refuses"); got != 1 {
+	testkit.Eventually(t, "Redis to count as up again", func() bool { return a.State() == stateUp && a.metric(t, "session_up", "") == 1 })
+	if got := a.logs.Count("operation=save"); got != 2 {
 		t.Errorf("the end is logged %d times, want 1", got)
 	}
 }

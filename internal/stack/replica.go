@@ -174,8 +174,8 @@ func queryReplica(ctx context.Context, client *http.Client, address string) (h H
 		return h, ""
 	}
 	var ready struct {
-		Status, Log, Delivery, Broker string
-		Drain                         struct {
+		Status, Log, Delivery, Broker, Sessions string
+		Drain                                   struct {
 			Phase string
 			Lost  int
 		}
@@ -187,7 +187,7 @@ func queryReplica(ctx context.Context, client *http.Client, address string) (h H
 	if ready.Status == "draining" && h.Drain == "" {
 		h.Drain = "delay"
 	}
-	for component, state := range map[string]string{"log": ready.Log, "delivery": ready.Delivery, "broker": ready.Broker} {
+	for component, state := range map[string]string{"log": ready.Log, "delivery": ready.Delivery, "broker": ready.Broker, "sessions": ready.Sessions} {
 		if state != "" && state != "up" {
 			h.UnhealthyComponents[component] = state
 		}

@@ -38,14 +38,14 @@ func TestInspectReadsTheContainers(t *testing.T) {
 	ready := testkit.RecordedTransport(t)
 	draining := recordedStack(t, testkit.DockerOutputs{"inspect --type container": text}, func(url, query string) (int, string) {
 		if strings.HasSuffix(url, "/readyz") {
-			return 503, `{"status":"draining","log":"up","delivery":"stale","broker":"down","drain":{"phase":"moving","lost":2}}`
+			return 503, `{"status":"draining","log":"up","delivery":"stale","broker":"down","sessions":"refused","drain":{"phase":"moving","lost":2}}`
 		}
 		return ready(url, query)
 	})
 	if s, err = draining.Replicas().Inspect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if r := s.Replicas[Blue][0]; r.ExitReason != "killed: out of memory" || r.Drain != "moving" || r.LostClients != 2 || r.Serves() || r.Problem() != "delivery stale" || r.UnhealthyComponents["broker"] != "down" {
+	if r := s.Replicas[Blue][0]; r.ExitReason != "killed: out of memory" || r.Drain != "moving" || r.LostClients != 2 || r.Serves() || r.Problem() != "delivery stale" || r.UnhealthyComponents["broker"] != "down" || r.UnhealthyComponents["sessions"] != "refused" {
 		t.Errorf("%+v", r)
 	}
 	// A page of metrics that Prometheus would refuse says nothing.

@@ -207,15 +207,19 @@ func TestAClientSilentMidFrameIsClosed(t *testing.T) {
 	}
 }
 
-// Redis serves neither of two nodes: messages come from the log, and the node says
-// what is wrong.
+// Redis does not serve nodes, or stores nothing: messages come all the same, and the node
+// says what is wrong in its log, in /readyz and in a metric.
 func TestRedisThatNeedsAPasswordOrIsFull(t *testing.T) {
 	t.Parallel()
 	locked := testkit.StartRedis(t, "--requirepass", "hunter2")
 	full := testkit.StartRedis(t, "--maxmemory", "1mb", "--maxmemory-policy", "noeviction")
-	for name, tt := range map[string]struct{ url, broker, says string }{
-		"needs a password": {"redis://" + locked.Addr(), "down", "NOAUTH"},
-		"out of memory":    {full.URL(), "up", ""}, // Redis accepts PUBLISH, which stores nothing
+	lonely := testkit.StartRedis(t, "--min-replicas-to-write", "1")
+	replica := testkit.StartRedisReplica(t, testkit.StartRedis(t))
+	for name, tt := range map[string]struct{ url, broker, sessions, says string }{
+		"needs a password":    {"redis://" + locked.Addr(), "down", "refused", "NOAUTH"},
+		"out of memory":       {full.URL(), "up", "refused", "OOM"}, // Redis accepts PUBLISH, which stores nothing
+		"lacks replicas":      {lonely.URL(), "up", "refused", "NOREPLICAS"},
+		"a read-only replica": {replica.URL(), "down", "down", "read-only replica"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -223,9 +227,13 @@ func TestRedisThatNeedsAPasswordOrIsFull(t *testing.T) {
 			a, b := testkit.StartServer(t, env), testkit.StartServer(t, env)
 			h := load.NewHistory()
 			publishFromEachNode(t, h, 20, a, b)
-			pollPage(t, "broker "+tt.broker, func() bool {
-				return strings.Contains(testkit.Get(t, a.URL()+"/readyz"), `"broker":"`+tt.broker+`"`)
+			pollPage(t, "broker "+tt.broker+", sessions "+tt.sessions, func() bool {
+				code, body := readiness(t, a)
+				return code == http.StatusOK && strings.Contains(body, `"broker":"`+tt.broker+`"`) && strings.Contains(body, `"sessions":"`+tt.sessions+`"`)
 			})
+			if got := metric(t, a, "session_up"); got != 0 {
+				t.Errorf("session_up is %v", got)
+			}
 			assertClean(t, h)
 			if out := a.Output(); !strings.Contains(out, tt.says) || strings.Contains(out, "hunter2") {
 				t.Errorf("the log does not say %q, or contains the password:\n%s", tt.says, out)

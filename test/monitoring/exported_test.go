@@ -85,6 +85,17 @@ func allExported(t *testing.T) exported {
 			all.add(r.Record, "color")
 		}
 	}
+	// The queries that postgres_exporter is given; TestTheExportersQueriesReturnTheirColumns
+	// runs them.
+	var queries map[string]struct{ Metrics []map[string]any }
+	decode(t, root+"/monitoring/postgres_exporter/queries.yml", &queries)
+	for name, q := range queries {
+		for _, m := range q.Metrics {
+			for column := range m {
+				all.add(name+"_"+column, "server")
+			}
+		}
+	}
 	// Exported only in a container with a limit: internal/app tests it.
 	all.add("switchyard_memory_limit_bytes")
 	// The backup writes these for node_exporter.

@@ -152,9 +152,23 @@ func TestShippedSettingsFitTogether(t *testing.T) {
 	atLeast("max_connections", most, need)
 
 	// Memory.
-	atLeast("NODE_MEMORY, for NODE_GOMEMLIMIT", 9*parseBytes(t, env["NODE_MEMORY"])/10, parseBytes(t, env["NODE_GOMEMLIMIT"]))
 	atLeast("REDIS_MEMORY, while Redis rewrites its file", parseBytes(t, env["REDIS_MEMORY"]), 3*parseBytes(t, env["REDIS_MAXMEMORY"])/2)
 	atLeast("POSTGRES_MEMORY", parseBytes(t, env["POSTGRES_MEMORY"]), 2*parseBytes(t, env["POSTGRES_SHARED_BUFFERS"]))
+}
+
+// Every program in Go knows nine tenths of its container's limit: it collects garbage in
+// time, and ContainerMemory takes the limit from what it exports of that.
+func TestGoProgramsKnowTheirMemoryLimit(t *testing.T) {
+	notGo := []string{"redis", "postgres", "postgres_replica", "migrate"} // migrate runs for seconds
+	for name, s := range loadCompose(t, loadEnvExample(t)).Services {
+		if slices.Contains(notGo, name) {
+			continue
+		}
+		limit := parseBytes(t, s.Deploy.Resources.Limits.Memory)
+		if got := s.Environment["GOMEMLIMIT"]; got == "" || 10*parseBytes(t, got) > 9*limit || 100*parseBytes(t, got) < 87*limit {
+			t.Errorf("%s: GOMEMLIMIT is %q of %s, want nine tenths", name, got, s.Deploy.Resources.Limits.Memory)
+		}
+	}
 }
 
 // parseBytes reads sizes as Docker, Redis, PostgreSQL and Go write them.

@@ -3,6 +3,7 @@
 package stack
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -126,6 +127,32 @@ func newStack(name string) (*stack, error) {
 	return s, nil
 }
 
+// dropSilentGrafana removes the job grafana where the image under that name only stands in
+// for Grafana and has no /metrics: its target would be down, and no deploy would begin.
+func (s *stack) dropSilentGrafana() error {
+	res, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", s.grafana))
+	if err != nil {
+		return fmt.Errorf("the metrics of Grafana: %w", err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusNotFound {
+		return nil
+	}
+	path := s.path("../../monitoring/prometheus/prometheus.yml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, bytes.Replace(text, []byte("targets: [grafana:3000]"), []byte("targets: []"), 1), 0o644); err != nil {
+		return err
+	}
+	out, err := s.compose("kill", "-s", "HUP", "prometheus")
+	if err != nil {
+		return fmt.Errorf("reload Prometheus: %w\n%s", err, out)
+	}
+	return nil
+}
+
 // start adds a certificate of a private authority, runs setup, and starts all
 // services.
 func (s *stack) start() error {
@@ -141,6 +168,9 @@ func (s *stack) start() error {
 		return fmt.Errorf("%w\n%s\n%s", err, out, s.logs())
 	}
 	s.healthyAfter = time.Since(began)
+	if err := s.dropSilentGrafana(); err != nil {
+		return err
+	}
 	if err := s.sendFirstMessage(); err != nil {
 		return fmt.Errorf("the first message: %w\n%s", err, s.logs())
 	}

@@ -18,6 +18,7 @@ import (
 func TestANodeIsNotReadyBeforeItsFirstDelivery(t *testing.T) {
 	logger := slog.New(slog.NewTextHandler(t.Output(), nil))
 	a := &App{
+		node:      "n1",
 		opt:       Options{Config: config.Config{Store: config.Store{URL: config.Secret("sqlite:" + t.TempDir() + "/log.db")}}, Logger: logger},
 		registry:  prometheus.NewRegistry(),
 		lifecycle: lifecycle{log: logger},
@@ -27,7 +28,7 @@ func TestANodeIsNotReadyBeforeItsFirstDelivery(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	for _, part := range []func(context.Context) error{a.openLog, a.openBroker} {
+	for _, part := range []func(context.Context) error{a.openLog, a.openBroker, a.openSharedState} {
 		if err := part(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,14 @@ type dashboard struct {
 	Annotations struct {
 		List []struct{ Name, Expr string }
 	}
+	Editable   bool
+	Templating struct {
+		List []struct {
+			Name, Label, Type, Query string
+			Refresh                  int
+			Current                  struct{ Value string }
+		}
+	}
 	Panels []panel
 }
 
@@ -58,6 +66,7 @@ func TestDashboards(t *testing.T) {
 	uids := map[string]bool{}
 	for _, d := range dashboards(t) {
 		titles = append(titles, d.Title)
+		d.assertVariables(t, uid)
 		if d.UID == "" || uids[d.UID] || d.Description == "" {
 			t.Errorf("%s: uid %q is empty or used twice, or there is no description", d.file, d.UID)
 		}
@@ -70,7 +79,7 @@ func TestDashboards(t *testing.T) {
 			}
 			ids[p.ID] = true
 			if p.Type != "row" {
-				p.assertComplete(t, where, uid)
+				p.assertComplete(t, where)
 			}
 		}
 		assertNoOverlap(t, d)
@@ -81,8 +90,50 @@ func TestDashboards(t *testing.T) {
 	}
 }
 
-func (p *panel) assertComplete(t *testing.T, where, source string) {
+// The rules of github.com/grafana/dashboard-linter that apply are held here. These do not:
+// variables named job and instance (the variable is the color, and each query names its
+// job), and a unit for tables, whose columns have units of their own.
+var (
+	panelTypes = []string{"row", "timeseries", "stat", "table"} // graph and singlestat are gone
+	units      = []string{"s", "d", "ops", "short", "percentunit", "Bps", "reqps", "bytes", "cps", "pps"}
+)
+
+const templatedSource = "${datasource}"
+
+// assertVariables checks that the data source can be chosen, that it is Prometheus unless
+// another one is, and that nobody edits what the next start overwrites.
+func (d *dashboard) assertVariables(t *testing.T, source string) {
 	t.Helper()
+	chosen := false
+	for _, v := range d.Templating.List {
+		chosen = chosen || v.Type == "datasource" && v.Name == "datasource" && v.Label == "Data source" && v.Query == "prometheus" && v.Current.Value == source
+		if v.Type == "query" && v.Refresh != 2 {
+			t.Errorf("%s: the variable %s is not read anew when the time range changes", d.file, v.Name)
+		}
+	}
+	if !chosen || d.Editable {
+		t.Errorf("%s: the data source is no variable, or the dashboard is editable: %+v", d.file, d.Templating)
+	}
+}
+
+// rawCounter matches a counter that is not in a range; wrongRange a range of a rate that
+// does not follow the scrape interval.
+var (
+	rawCounter = regexp.MustCompile(`_total(\{[^}]*\})?(\s|\)|$)`)
+	wrongRange = regexp.MustCompile(`\b(?:rate|irate)\([^\[]*\[(?:[^$]|\$__[^r])`)
+)
+
+func (p *panel) assertComplete(t *testing.T, where string) {
+	t.Helper()
+	source := templatedSource
+	if !slices.Contains(panelTypes, p.Type) || !slices.Contains(units, p.FieldConfig.Defaults.Unit) {
+		t.Errorf("%s: type %q, unit %q", where, p.Type, p.FieldConfig.Defaults.Unit)
+	}
+	for _, q := range p.Targets {
+		if rawCounter.MatchString(q.Expr) || wrongRange.MatchString(q.Expr) {
+			t.Errorf("%s: a counter without rate or increase, or a rate over another range than $__rate_interval: %s", where, q.Expr)
+		}
+	}
 	if p.Description == "" || p.FieldConfig.Defaults.Unit == "" || len(p.Targets) == 0 || p.Datasource.UID != source {
 		t.Errorf("%s lacks a description, a unit, a query or its source: %+v", where, p)
 	}

@@ -107,7 +107,7 @@ func makeContainerMemory(t *testing.T, pg *testkit.PG, files containerFiles) {
 
 // PostgreSQL tells of its container's memory with both versions of control groups, without
 // a limit, and where the function was never made. Only the role monitor may ask.
-func TestPostgresTellsItsContainersMemory(t *testing.T) {
+func TestPostgresReportsItsContainersMemory(t *testing.T) {
 	t.Parallel()
 	pg := testkit.StartPostgres(t)
 	var queries map[string]struct{ Query string }

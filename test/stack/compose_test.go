@@ -210,7 +210,7 @@ func TestComposeFileIsHardened(t *testing.T) {
 		}
 	}
 	file := loadCompose(t, loadEnvExample(t))
-	exact := regexp.MustCompile(`^[a-z0-9/_.-]+:v?\d+\.\d+(\.\d+)(-alpine)?$`)
+	exact := regexp.MustCompile(`^(postgres:\d+\.\d+|[a-z0-9/_.-]+:v?\d+\.\d+\.\d+)(-alpine)?$`) // PostgreSQL's versions have two parts
 	for name, s := range file.Services {
 		ours := strings.HasPrefix(name, "app_") || name == "migrate"
 		if !ours && !exact.MatchString(s.Image) && !regexp.MustCompile(`:15\.\d+-alpine$`).MatchString(s.Image) {

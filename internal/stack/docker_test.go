@@ -145,6 +145,21 @@ func TestUnreadableContainersAreReported(t *testing.T) {
 	}
 }
 
+func TestWithoutTheComposePlugin(t *testing.T) {
+	for _, message := range []string{"unknown shorthand flag: 'p' in -p", "docker: 'compose' is not a docker command."} {
+		dir := t.TempDir()
+		script := "#!/bin/sh\necho \"" + message + "\nSee 'docker --help'.\" >&2\nexit 125\n"
+		if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+		s := &Stack{Dir: t.TempDir(), File: DefaultFile, Project: "yard"}
+		if _, err := s.Services(t.Context()); err == nil || !strings.Contains(err.Error(), "no Compose v2: install its plugin") {
+			t.Errorf("%s: %v", message, err)
+		}
+	}
+}
+
 func TestWithoutDockerOrAStack(t *testing.T) {
 	s := newStack(t, nil)
 	t.Setenv("PATH", t.TempDir())

@@ -72,8 +72,18 @@ func Execute(ctx context.Context, cmd *exec.Cmd, p Program) error {
 		return fmt.Errorf("%s is not installed on this host: %w", filepath.Base(cmd.Path), exec.ErrNotFound)
 	case cause != nil:
 		err = cause
+	case lacksCompose(stderr.String()):
+		return errNoCompose
 	}
 	return &programError{program: programName(p.Args), stderr: stderr.String(), err: err}
+}
+
+var errNoCompose = errors.New("docker on this host has no Compose v2: install its plugin (docker-compose-plugin, or docker-compose-v2)")
+
+// lacksCompose reports whether docker took compose for a command that it does not
+// know: without the plugin it complains of Compose's own flags.
+func lacksCompose(stderr string) bool {
+	return strings.Contains(stderr, "unknown shorthand flag: 'p' in -p") || strings.Contains(stderr, "'compose' is not a docker command")
 }
 
 // command returns a command in the stack's folder, without the variables of the

@@ -116,7 +116,7 @@ func TestSettings(t *testing.T) {
 		"triggers: {error_percent: .nan}":             "triggers.error_percent must be 0 to 100",
 		"probe_every: 1ms":                            "probe_every must be 100ms to 1m0s",
 		"windows: [{days: [x], from: a, to: b}":       "did not find expected",
-		"windows: [{from: \"17:00\", to: \"09:00\"}]": "the earlier first",
+		"windows: [{from: \"17:00\", to: \"17:00\"}]": "two times",
 		"windows: [{days: [monday]}]":                 "a day is one of",
 		"keep: 1":                                     "keep must be 2 to 100",
 	} {
@@ -128,14 +128,34 @@ func TestSettings(t *testing.T) {
 }
 
 func TestDeployWindows(t *testing.T) {
-	w := TimeWindow{Days: []string{"mon", "tue"}, From: "09:00", To: "16:30"}
-	for at, want := range map[string]bool{
-		"2026-11-23 09:00": true, "2026-11-23 16:29": true, "2026-11-23 16:30": false, "2026-11-24 12:00": true,
-		"2026-11-23 08:59": false, "2026-11-25 12:00": false,
+	// 2026-11-22 is a Sunday.
+	day := TimeWindow{Days: []string{"mon", "tue"}, From: "09:00", To: "16:30"}
+	night := TimeWindow{Days: []string{"sun", "tue"}, From: "22:00", To: "02:30"}
+	always := TimeWindow{From: "23:00", To: "01:00"}
+	for _, tt := range []struct {
+		window TimeWindow
+		at     string
+		want   bool
+	}{
+		{day, "2026-11-23 09:00", true}, {day, "2026-11-23 16:29", true}, {day, "2026-11-23 16:30", false},
+		{day, "2026-11-24 12:00", true}, {day, "2026-11-23 08:59", false}, {day, "2026-11-25 12:00", false},
+		// Over midnight: the days are those on which the window begins.
+		{night, "2026-11-22 21:59", false}, {night, "2026-11-22 22:00", true}, {night, "2026-11-23 00:00", true},
+		{night, "2026-11-23 02:29", true}, {night, "2026-11-23 02:30", false}, {night, "2026-11-23 22:00", false},
+		{night, "2026-11-22 01:00", false}, {night, "2026-11-24 23:59", true}, {night, "2026-11-25 01:00", true},
+		{always, "2026-11-25 00:59", true}, {always, "2026-11-25 01:00", false}, {always, "2026-11-25 23:00", true},
 	} {
-		when, err := time.Parse("2006-01-02 15:04", at)
-		if err != nil || w.contains(when) != want {
-			t.Errorf("%s: %v, %v", at, !want, err)
+		when, err := time.Parse("2006-01-02 15:04", tt.at)
+		if err != nil || tt.window.contains(when) != tt.want {
+			t.Errorf("%v at %s: %v, %v", tt.window, tt.at, !tt.want, err)
 		}
+	}
+	for _, w := range []TimeWindow{{From: "09:00", To: "09:00"}, {From: "9", To: "10:00"}, {From: "09:00", To: "24:00"}} {
+		if w.validate() == nil {
+			t.Errorf("%v is accepted", w)
+		}
+	}
+	if err := night.validate(); err != nil {
+		t.Error(err)
 	}
 }

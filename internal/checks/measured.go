@@ -45,9 +45,17 @@ var nightMeasurements = []measurement{
 	{"clients closed as slow", `sum(increase(websocket_disconnections_total{reason="slow"}SPAN)) or vector(0)`, "", slowClientsBound, false},
 	{"gap repairs", `sum(increase(websocket_repairs_totalSPAN)) or vector(0)`, "", repairsBound, false},
 	{"seconds without the broker", `sum(avg_over_time((broker_up == bool 0)STEPS)) * SECONDS`, "", brokerDownBound, false},
-	{"restarts of nodes", `sum(changes(process_start_time_seconds{job="websocket-app"}SPAN)) or vector(0)`, "", anyBound, false},
+	{"restarts of nodes", nodeRestarts, "", anyBound, false},
 	{"alerts that fired", `count(count by (alertname) (max_over_time(ALERTS{alertstate="firing",alertname!="Watchdog"}SPAN))) or vector(0)`, "", anyBound, false},
 }
+
+// nodeRestarts counts starts of nodes without those of deploys, which bring another
+// deployment to the same address, as the alert ContainerRestarts does.
+const nodeRestarts = `sum(
+  changes(process_start_time_seconds{job="websocket-app"}SPAN)
+  - on (instance, color) group_left ()
+  (count by (instance, color) (count by (instance, color, deployment) (count_over_time(switchyard_build_info{job="websocket-app"}SPAN))) - 1)
+) or vector(0)`
 
 func system(ctx context.Context, f *Facts) []Finding {
 	return measure(ctx, f, systemMeasurements, strings.NewReplacer())

@@ -1,12 +1,11 @@
 package stack
 
 import (
+	"io/fs"
 	"maps"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"testing"
 )
 
@@ -23,18 +22,9 @@ func TestImagesHaveTheListedVersions(t *testing.T) {
 	decode(t, "images.yml", read(t, root+"/deploy/images.yml"), &listed)
 	refs := slices.Collect(maps.Values(listed))
 
-	cmd := exec.CommandContext(t.Context(), "git", "ls-files", "Dockerfile", "deploy", "docs", "scripts", "README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile")
-	cmd.Dir = root
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
 	used := map[string]bool{}
-	for file := range strings.FieldsSeq(string(out)) {
-		if file == "deploy/images.yml" {
-			continue
-		}
-		for _, found := range namedImage.FindAllStringSubmatch(read(t, filepath.Join(root, file)), -1) {
+	for _, file := range filesThatNameImages(t) {
+		for _, found := range namedImage.FindAllStringSubmatch(read(t, file), -1) {
 			if port.MatchString(found[2]) {
 				continue
 			}
@@ -58,4 +48,29 @@ func TestImagesHaveTheListedVersions(t *testing.T) {
 			}
 		}
 	}
+}
+
+// filesThatNameImages returns the files of the repository, without those that setup makes,
+// that name images to use.
+func filesThatNameImages(t *testing.T) (files []string) {
+	t.Helper()
+	for _, name := range []string{"Dockerfile", "deploy", "docs", "scripts", "README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile"} {
+		err := filepath.WalkDir(filepath.Join(root, name), func(path string, entry fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
+				return err
+			case entry.IsDir():
+				if slices.Contains([]string{"secrets", "state", "backups"}, entry.Name()) {
+					return filepath.SkipDir
+				}
+			case entry.Name() != "images.yml" && entry.Name() != ".env":
+				files = append(files, path)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return files
 }
